@@ -1,0 +1,50 @@
+# FewSeg: `make help` lists what can be done.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# onnxruntime would otherwise write telemetry state under the user's cache.
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: help install demo serve test lint fmt proto clean
+
+help: ## Lists the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Everything for development, into .venv
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FewSeg needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## Registers tasks and segments photographs into demo-output/ (IMAGES=folder: your own)
+	$(BIN)/python examples/demo.py --output demo-output $(if $(IMAGES),--images $(IMAGES))
+
+serve: $(STAMP) ## Serves model_repository/ on localhost:50051
+	$(BIN)/fewseg-serve
+
+test: $(STAMP) ## Runs every test
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(STAMP) ## Formatting, lint, types, layers, the API's style and its generated stubs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/proto.py --check
+
+fmt: $(STAMP) ## Formats the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(STAMP) ## Regenerates the stubs of protos/ into fewseg/v1/
+	$(BIN)/python tools/proto.py
+
+clean: ## Removes what make made
+	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
