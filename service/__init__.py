@@ -1,0 +1,1 @@
+"""The gateway: registered tasks in, masks out."""

@@ -1,0 +1,1 @@
+"""The gRPC edge: converters, servicers, interceptors, the error table."""

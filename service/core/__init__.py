@@ -1,0 +1,1 @@
+"""Tasks, guidance, caches, segmentation. Knows neither gRPC nor engines nor databases."""

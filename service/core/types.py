@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -24,7 +24,7 @@ class Size:
 
     @property
     def pixels(self) -> int:
-        """height * width."""
+        """Rows times columns."""
         return self.height * self.width
 
     def __str__(self) -> str:
@@ -133,12 +133,27 @@ class Annotation:
 
 
 @dataclass(frozen=True, slots=True)
+class AnnotationInput:
+    """An annotation as a caller gives it, before it is checked against a task.
+
+    Attributes:
+        marks: At least one.
+        exhaustive: None for the rule: yes if a mark is dense (index mask, run lengths).
+        shot_classes: Empty for every class that a mark labels.
+    """
+
+    marks: tuple[Mark, ...]
+    exhaustive: bool | None = None
+    shot_classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SupportInput:
     """A support as a caller gives it; an empty id asks for one."""
 
     support_id: str
     image: SourceImage
-    annotation: Annotation
+    annotation: AnnotationInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +228,31 @@ class TaskRecord:
         return next((s for s in self.supports if s.support_id == support_id), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A task to register.
+
+    Attributes:
+        tenant: Who owns it.
+        task_id: Last part of its name; empty asks for one.
+        display_name: Free text.
+        model: Alias; empty for the default.
+        classes: Ways, in mask order.
+        supports: The first supports; together they show every class.
+        expiration: A moment (UTC), a time from now, or None for never.
+        request_id: UUID, or empty.
+    """
+
+    tenant: str
+    task_id: str
+    display_name: str
+    model: str
+    classes: tuple[str, ...]
+    supports: tuple[SupportInput, ...]
+    expiration: datetime | timedelta | None = None
+    request_id: str = ""
+
+
 class BackgroundEvidence(StrEnum):
     """Where a task's background evidence comes from (DESIGN: no background evidence)."""
 
@@ -268,6 +308,23 @@ class OutputOptions:
     format: MaskFormat = MaskFormat.PNG
     size: Size | str = "original"
     probabilities: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """An image to segment.
+
+    Attributes:
+        task: Under which task.
+        image: The image, or the id of a support of the task whose image it is.
+        options: How the answer is to look.
+        etag: If not empty, only this revision answers.
+    """
+
+    task: TaskName
+    image: SourceImage | str
+    options: OutputOptions
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,34 @@
+"""What a request may hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that keep one caller from taking the whole server.
+
+    Attributes:
+        message_bytes: Bytes of one message.
+        image_pixels: Pixels of one image, read from its header before decoding.
+        supports: Supports of one task.
+        classes: Classes of one task.
+        marks: Marks of one annotation.
+        vertices: Vertices and points of one annotation.
+        tasks: Tasks of the server.
+        in_flight: Requests that run or wait for a slot.
+        stream_frames: Frames of one stream that run or wait.
+        output_pixels: Pixels of a mask of the caller's own size.
+    """
+
+    message_bytes: int = 64 * 1024 * 1024
+    image_pixels: int = 50_000_000
+    supports: int = 5_000
+    classes: int = 64
+    marks: int = 1_000
+    vertices: int = 20_000
+    tasks: int = 100_000
+    in_flight: int = 64
+    stream_frames: int = 8
+    output_pixels: int = 50_000_000
