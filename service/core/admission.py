@@ -1,0 +1,155 @@
+"""Who may run now, who waits, and who is told to come back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from service.core.calls import Call, deadline_exceeded
+from service.core.errors import ResourceExhaustedError, UnavailableError
+from service.core.ports import Telemetry
+from service.core.timing import Stage
+
+#: Weight of the newest request in the running mean of service times.
+_SMOOTHING = 0.1
+
+
+class Admission:
+    """Slots for requests that run, and a bounded queue, first come first served.
+
+    A request that cannot be served in time is refused at the door, where it
+    costs nothing, instead of after it has waited.
+
+    Args:
+        slots: Requests that run at once.
+        in_flight: Requests that run or wait; one more is refused.
+        queue_seconds: The longest wait.
+        telemetry: Hears how many are in flight.
+    """
+
+    def __init__(
+        self, *, slots: int, in_flight: int, queue_seconds: float, telemetry: Telemetry
+    ) -> None:
+        self._free = slots
+        self._slots = slots
+        self._limit = max(in_flight, slots)
+        self._queue_seconds = queue_seconds
+        self._telemetry = telemetry
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._service_seconds = 0.05
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that run or wait."""
+        return self._slots - self._free + len(self._waiting)
+
+    @asynccontextmanager
+    async def slot(self, call: Call, *, patient: bool = False) -> AsyncIterator[None]:
+        """Holds a slot for the body.
+
+        Args:
+            call: Waits no longer than its deadline; its clock gets the QUEUE stage.
+            patient: Never refused for a full queue: for streams, whose frames
+                are bounded by themselves and push back on their client.
+
+        Raises:
+            ResourceExhaustedError: The queue is full or too long (OVERLOADED).
+            DeadlineExceededError: The deadline passed while waiting.
+            UnavailableError: The server is stopping (STOPPING).
+        """
+        with call.clock.measure(Stage.QUEUE):
+            await self._acquire(call, patient)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - started
+            self._service_seconds += _SMOOTHING * (took - self._service_seconds)
+            self._release()
+
+    async def _acquire(self, call: Call, patient: bool) -> None:
+        if self._closed:
+            raise UnavailableError("STOPPING", "The server is stopping.", retry_after=1.0)
+        self._idle.clear()
+        if self._free > 0:
+            self._free -= 1
+            self._report()
+            return
+        if not patient:
+            self._refuse_if_hopeless(call)
+        await self._wait(call, patient)
+
+    def _refuse_if_hopeless(self, call: Call) -> None:
+        expected = (len(self._waiting) + 1) * self._service_seconds / self._slots
+        remaining = call.remaining()
+        if (
+            self.in_flight >= self._limit
+            or expected > self._queue_seconds
+            or (remaining is not None and expected > remaining)
+        ):
+            raise ResourceExhaustedError(
+                "OVERLOADED",
+                "The server has as many requests as it can take; try again later.",
+                retry_after=max(expected, 0.05),
+            )
+
+    async def _wait(self, call: Call, patient: bool) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._report()
+        limits = [call.remaining(), None if patient else self._queue_seconds]
+        timeout = min((limit for limit in limits if limit is not None), default=None)
+        try:
+            await asyncio.wait_for(turn, timeout)
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                # The slot was handed over in the moment the caller gave up.
+                self._release()
+            else:
+                with suppress(ValueError):  # a release may have skipped it already
+                    self._waiting.remove(turn)
+                self._report()
+            if isinstance(error, TimeoutError):
+                raise self._waited_too_long(call) from None
+            raise
+
+    def _waited_too_long(self, call: Call) -> Exception:
+        if call.remaining() == 0.0:
+            return deadline_exceeded()
+        return ResourceExhaustedError(
+            "OVERLOADED",
+            "No slot became free in time; try again later.",
+            retry_after=max(self._service_seconds, 0.05),
+        )
+
+    def _release(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._report()
+                return
+        self._free += 1
+        self._report()
+
+    def _report(self) -> None:
+        self._telemetry.in_flight(self.in_flight)
+        if self.in_flight == 0:
+            self._idle.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Admits nobody from now on; returns whether all were done in time."""
+        self._closed = True
+        if self.in_flight == 0:
+            return True
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,134 @@
+"""Finding tasks: names, expiry, revisions."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from service.core.calls import Call
+from service.core.errors import AbortedError, InvalidArgumentError, NotFoundError
+from service.core.ports import Store
+from service.core.timing import Stage
+from service.core.types import TaskHeader, TaskName, TaskRecord
+
+#: Headers kept in memory when nobody else changes the store; a few hundred bytes each.
+_HEADERS_KEPT = 4096
+_ETAG = re.compile(r"[0-9a-f]{16}-[1-9][0-9]{0,9}")
+
+
+class TaskDirectory:
+    """Looks tasks up, and says clearly why one cannot be used.
+
+    Args:
+        store: Where tasks are kept.
+        tenants: The tenants that exist.
+        now: The clock, UTC.
+    """
+
+    def __init__(self, store: Store, tenants: frozenset[str], now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._tenants = tenants
+        self._now = now
+        self._headers: OrderedDict[TaskName, TaskHeader] = OrderedDict()
+
+    def check_tenant(self, tenant: str) -> None:
+        """Raises NotFoundError (TENANT_NOT_FOUND) for a tenant that does not exist."""
+        if tenant not in self._tenants:
+            raise NotFoundError(
+                "TENANT_NOT_FOUND",
+                f"There is no tenant '{tenant}'.",
+                metadata={"tenant": tenant},
+            )
+
+    async def header(self, name: TaskName, call: Call, *, etag: str = "") -> TaskHeader:
+        """The task without its supports.
+
+        Args:
+            name: Resource name.
+            call: Gets the STORE stage.
+            etag: If not empty, the revision that the task must have.
+
+        Raises:
+            NotFoundError: No such tenant or task, or it has expired.
+            AbortedError: The task has another revision (STALE_ETAG).
+            InvalidArgumentError: The etag is none of this service's (MALFORMED_ETAG).
+        """
+        self.check_tenant(name.tenant)
+        header = self._headers.get(name)
+        if header is None:
+            with call.clock.measure(Stage.STORE):
+                header = await self._store.get_header(name)
+            if header is not None:
+                self.note(header)
+        return self._usable(name, header, etag)
+
+    async def record(self, name: TaskName, call: Call, *, etag: str = "") -> TaskRecord:
+        """The task with its supports; raises as ``header`` does."""
+        self.check_tenant(name.tenant)
+        with call.clock.measure(Stage.STORE):
+            record = await self._store.get(name)
+        self._usable(name, record.header if record else None, etag)
+        if record is None:
+            raise task_not_found(name)
+        return record
+
+    async def is_free(self, name: TaskName, call: Call) -> bool:
+        """Whether a task of that name could be registered."""
+        with call.clock.measure(Stage.STORE):
+            header = await self._store.get_header(name)
+        return header is None or header.expired(self._now())
+
+    async def list(self, tenant: str, *, limit: int, after: str) -> Sequence[TaskHeader]:
+        """Headers in the order of task ids, expired ones left out; a short answer is the end."""
+        self.check_tenant(tenant)
+        now = self._now()
+        alive: list[TaskHeader] = []
+        while len(alive) < limit:
+            page = await self._store.list_headers(tenant, after=after, limit=limit)
+            alive.extend(header for header in page if not header.expired(now))
+            if len(page) < limit:
+                break
+            after = page[-1].name.task
+        return alive[:limit]
+
+    def note(self, header: TaskHeader) -> None:
+        """Remembers the newest header of a task, if no other process may change it."""
+        known = self._headers.get(header.name)
+        outdated = known is not None and (
+            known.uid == header.uid and known.revision > header.revision
+        )
+        if outdated or not self._store.exclusive:
+            return
+        self._headers[header.name] = header
+        self._headers.move_to_end(header.name)
+        if len(self._headers) > _HEADERS_KEPT:
+            self._headers.popitem(last=False)
+
+    def forget(self, name: TaskName) -> None:
+        """Forgets what was remembered of a task."""
+        self._headers.pop(name, None)
+
+    def _usable(self, name: TaskName, header: TaskHeader | None, etag: str) -> TaskHeader:
+        if etag and not _ETAG.fullmatch(etag):
+            raise InvalidArgumentError(
+                "MALFORMED_ETAG", "This is not an etag that this service gave.", field="etag"
+            )
+        if header is None or header.expired(self._now()):
+            raise task_not_found(name)
+        if etag and etag != header.etag:
+            raise AbortedError(
+                "STALE_ETAG",
+                "The task has changed since that etag was given; read it again.",
+                field="etag",
+                metadata={"current_etag": header.etag},
+            )
+        return header
+
+
+def task_not_found(name: TaskName) -> NotFoundError:
+    """The error of a task that does not exist or has expired."""
+    return NotFoundError(
+        "TASK_NOT_FOUND", f"There is no task '{name}'.", metadata={"name": str(name)}
+    )

@@ -1,0 +1,123 @@
+"""Feature maps of images: what every graph but ``guide`` starts from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from service.core.caches import ByteBudgetCache
+from service.core.calls import Call
+from service.core.family import GraphRole, ModelFamily
+from service.core.images import decode
+from service.core.ports import Engine
+from service.core.resize import to_network
+from service.core.timing import Stage
+from service.core.types import SourceImage
+from service.core.workers import CodecWorkers
+
+#: Fetches an image when its feature maps are not at hand.
+ImageLoader = Callable[[], Awaitable[SourceImage]]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureKey:
+    """One graph's view of one image.
+
+    Attributes:
+        family: Family name.
+        digest: Of the image.
+        role: FEATURES or QUERY_FEATURES.
+    """
+
+    family: str
+    digest: str
+    role: GraphRole
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMaps:
+    """The outputs of ``features`` or ``query_features`` for one image, batch dimension 1."""
+
+    tensors: dict[str, NDArray[Any]]
+    nbytes: int
+
+
+class ImageFeatures:
+    """Computes feature maps once per image, and keeps them as long as there is room.
+
+    Args:
+        engine: Runs the graphs.
+        workers: Decode and resize.
+        cache: Keeps the maps.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        workers: CodecWorkers,
+        cache: ByteBudgetCache[FeatureKey, FeatureMaps],
+    ) -> None:
+        self._engine = engine
+        self._workers = workers
+        self._cache = cache
+
+    async def of_support(
+        self, family: ModelFamily, digest: str, load: ImageLoader, call: Call
+    ) -> tuple[dict[str, NDArray[Any]], bool]:
+        """Feature maps for ``guide``, and whether they were at hand."""
+        key = FeatureKey(family.name, digest, GraphRole.FEATURES)
+
+        async def build() -> FeatureMaps:
+            pixels = await self.network_image(family, await load(), call)
+            with call.clock.measure(Stage.FEATURES):
+                tensors = await self._engine.run(family.name, GraphRole.FEATURES, {"image": pixels})
+            return _weighed(tensors)
+
+        maps, reused = await self._cache.get(key, build)
+        return maps.tensors, reused
+
+    async def of_query(
+        self, family: ModelFamily, digest: str, load: ImageLoader, call: Call
+    ) -> tuple[dict[str, NDArray[Any]], bool]:
+        """Feature maps for ``decode``, and whether they were at hand."""
+        if GraphRole.QUERY_FEATURES not in family.graphs:
+            return await self.of_support(family, digest, load, call)
+        key = FeatureKey(family.name, digest, GraphRole.QUERY_FEATURES)
+
+        async def build() -> FeatureMaps:
+            features, _ = await self.of_support(family, digest, load, call)
+            with call.clock.measure(Stage.FEATURES):
+                tensors = await self._engine.run(family.name, GraphRole.QUERY_FEATURES, features)
+            return _weighed(tensors)
+
+        maps, reused = await self._cache.get(key, build)
+        return maps.tensors, reused
+
+    async def network_image(
+        self, family: ModelFamily, image: SourceImage, call: Call
+    ) -> NDArray[Any]:
+        """The image tensor [1, H, W, 3] of an image, by the family's own resize rule.
+
+        Raises:
+            InvalidArgumentError: The pixels cannot be decoded.
+        """
+        pixels, decoded, resized = await self._workers.run(_prepare, image, family)
+        call.clock.add(Stage.IMAGE_DECODE, decoded)
+        call.clock.add(Stage.RESIZE, resized)
+        return pixels
+
+
+def _prepare(image: SourceImage, family: ModelFamily) -> tuple[NDArray[Any], float, float]:
+    started = time.perf_counter()
+    pixels = decode(image)
+    decoded = time.perf_counter()
+    network = to_network(pixels, family)[None]
+    return network, decoded - started, time.perf_counter() - decoded
+
+
+def _weighed(tensors: dict[str, NDArray[Any]]) -> FeatureMaps:
+    return FeatureMaps(tensors, sum(tensor.nbytes for tensor in tensors.values()))

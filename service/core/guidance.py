@@ -1,0 +1,377 @@
+"""From support sets to guidance. The support set is the truth; guidance is derived."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core.caches import ByteBudgetCache
+from service.core.calls import Call
+from service.core.errors import FewSegError
+from service.core.family import GraphRole, ModelFamily
+from service.core.features import ImageFeatures
+from service.core.merging import cut_shot, merge_shots, pad_guidance, pad_ways
+from service.core.planes import inferred_background, label_plane, planes
+from service.core.ports import Engine, GuidanceHandle, Store
+from service.core.timing import Stage
+from service.core.types import (
+    BACKGROUND,
+    Annotation,
+    BackgroundEvidence,
+    SourceImage,
+    Support,
+    TaskHeader,
+    TaskRecord,
+)
+from service.core.workers import CodecWorkers
+
+
+@dataclass(frozen=True, slots=True)
+class ShotKey:
+    """What the guidance of one shot depends on: nothing of the task but its classes."""
+
+    family: str
+    image_digest: str
+    annotation_digest: str
+    classes: tuple[str, ...]
+    inferred: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShotGuidance:
+    """What ``guide`` says of one shot.
+
+    Attributes:
+        tensors: Without batch dimension and padded ways.
+        ways: Ways (from 1) with a positive pixel.
+        has_background: Whether its annotation labels background.
+        nbytes: Of the tensors.
+    """
+
+    tensors: dict[str, NDArray[Any]]
+    ways: frozenset[int]
+    has_background: bool
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskKey:
+    """One revision of one task under one family."""
+
+    family: str
+    uid: str
+    revision: int
+
+
+class TaskGuidance:
+    """The merged guidance of a task, held by the engine.
+
+    The engine lets it go when nobody refers to this object any more: neither
+    the cache, nor a query, nor a stream.
+
+    Attributes:
+        handle: The engine's.
+        background: Where the background evidence comes from.
+        nbytes: Bytes that the engine holds.
+    """
+
+    def __init__(
+        self,
+        handle: GuidanceHandle,
+        background: BackgroundEvidence,
+        release: Callable[[GuidanceHandle], None],
+    ) -> None:
+        self.handle = handle
+        self.background = background
+        self.nbytes = handle.nbytes
+        weakref.finalize(self, release, handle).atexit = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShotSet:
+    """The shots of a whole support set.
+
+    Attributes:
+        shots: In the order of the supports.
+        background: Where the background evidence comes from.
+        missing: Classes without a positive pixel in the whole set.
+    """
+
+    shots: tuple[ShotGuidance, ...]
+    background: BackgroundEvidence
+    missing: tuple[str, ...]
+
+
+GuidanceCache = ByteBudgetCache[ShotKey | TaskKey, ShotGuidance | TaskGuidance]
+
+
+class GuidanceBuilder:
+    """Computes guidance from support sets, and only what is not at hand.
+
+    Args:
+        engine: Runs ``guide`` and keeps merged guidance.
+        features: Of support images.
+        store: Where support images are read when features are gone.
+        workers: Rasterise.
+        cache: Of shots and of tasks.
+        rebuilds: Rebuilds of whole tasks that run at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        features: ImageFeatures,
+        store: Store,
+        workers: CodecWorkers,
+        cache: GuidanceCache,
+        rebuilds: int,
+    ) -> None:
+        self._engine = engine
+        self._features = features
+        self._store = store
+        self._workers = workers
+        self._cache = cache
+        self._rebuilds = asyncio.Semaphore(rebuilds)
+        self._dropping: set[asyncio.Task[None]] = set()
+
+    async def shot(
+        self,
+        family: ModelFamily,
+        header: TaskHeader,
+        support: Support,
+        call: Call,
+        *,
+        inferred: bool,
+        image: SourceImage | None = None,
+    ) -> ShotGuidance:
+        """The guidance of one support.
+
+        Args:
+            family: By which networks.
+            header: Of the task: its tenant and classes.
+            support: Image digest and annotation.
+            call: Gets the stages.
+            inferred: Whether background is to be inferred from the positives.
+            image: The image, if it is at hand; else the store's.
+
+        Raises:
+            InvalidArgumentError: The image cannot be decoded.
+            UnavailableError: Engine or store do not answer.
+        """
+        key = ShotKey(
+            family.name,
+            support.image_digest,
+            support.annotation_digest,
+            header.classes,
+            inferred,
+        )
+
+        async def load() -> SourceImage:
+            if image is not None:
+                return image
+            with call.clock.measure(Stage.STORE):
+                return await self._store.get_image(header.name.tenant, support.image_digest)
+
+        async def build() -> ShotGuidance:
+            features, _ = await self._features.of_support(family, support.image_digest, load, call)
+            with call.clock.measure(Stage.RASTERISE):
+                marked = await self._workers.run(_mark, support, header.classes, family, inferred)
+            padded = pad_ways(marked.planes[None], len(header.classes), family)
+            with call.clock.measure(Stage.GUIDE):
+                outputs = await self._engine.run(
+                    family.name, GraphRole.GUIDE, {**features, "planes": padded}
+                )
+            tensors = cut_shot(family, outputs, len(header.classes))
+            nbytes = sum(tensor.nbytes for tensor in tensors.values())
+            return ShotGuidance(tensors, marked.ways, marked.has_background, nbytes)
+
+        shot, _ = await self._cache.get(key, build)
+        if not isinstance(shot, ShotGuidance):
+            raise TypeError("a shot's key led to something else")
+        return shot
+
+    async def shots(
+        self,
+        family: ModelFamily,
+        header: TaskHeader,
+        supports: Sequence[Support],
+        call: Call,
+        *,
+        images: Mapping[str, SourceImage] | None = None,
+        field_of: Callable[[int], str] | None = None,
+    ) -> ShotSet:
+        """The guidance of every support of a set.
+
+        Args:
+            family: By which networks.
+            header: Of the task.
+            supports: In the order of the set.
+            call: Gets the stages.
+            images: By digest, those at hand.
+            field_of: Names the request field of the i-th support, for errors.
+        """
+        at_hand = images or {}
+
+        async def build(inferred: bool) -> list[ShotGuidance]:
+            shots = []
+            for index, support in enumerate(supports):
+                try:
+                    shot = await self.shot(
+                        family,
+                        header,
+                        support,
+                        call,
+                        inferred=inferred,
+                        image=at_hand.get(support.image_digest),
+                    )
+                except FewSegError as error:
+                    raise (error.within(field_of(index)) if field_of else error) from None
+                shots.append(shot)
+            return shots
+
+        inferred = infers_background(family, supports)
+        shots = await build(inferred)
+        if family.needs_background and not inferred and not _any_background(shots):
+            # Annotations that could have labelled background left no pixel of it.
+            inferred = True
+            shots = await build(inferred)
+        present = frozenset().union(*(shot.ways for shot in shots))
+        missing = [name for way, name in enumerate(header.classes, 1) if way not in present]
+        evidence = BackgroundEvidence.INFERRED if inferred else BackgroundEvidence.GIVEN
+        return ShotSet(tuple(shots), evidence, tuple(missing))
+
+    def merge(
+        self, family: ModelFamily, shots: Sequence[ShotGuidance], call: Call
+    ) -> dict[str, NDArray[Any]]:
+        """The task's guidance, without batch dimension and padding."""
+        with call.clock.measure(Stage.MERGE):
+            return merge_shots(family, (shot.tensors for shot in shots))
+
+    async def keep(
+        self,
+        family: ModelFamily,
+        header: TaskHeader,
+        merged: Mapping[str, NDArray[Any]],
+        background: BackgroundEvidence,
+    ) -> TaskGuidance:
+        """Hands merged guidance to the engine, and keeps it as that of this revision."""
+        guidance = await self._put(family, header, merged, background)
+        self._cache.put(TaskKey(family.name, header.uid, header.revision), guidance)
+        return guidance
+
+    async def _put(
+        self,
+        family: ModelFamily,
+        header: TaskHeader,
+        merged: Mapping[str, NDArray[Any]],
+        background: BackgroundEvidence,
+    ) -> TaskGuidance:
+        padded = pad_guidance(family, merged, len(header.classes))
+        handle = await self._engine.put_guidance(family.name, padded)
+        return TaskGuidance(handle, background, self._drop)
+
+    async def task(
+        self,
+        family: ModelFamily,
+        header: TaskHeader,
+        load: Callable[[], Awaitable[TaskRecord]],
+        call: Call,
+    ) -> tuple[TaskGuidance, bool]:
+        """The guidance of a task's revision, and whether it was at hand.
+
+        A rebuild goes on when its first caller gives up, since others will ask.
+
+        Args:
+            family: By which networks.
+            header: Which revision.
+            load: Reads that revision with its supports.
+            call: Gets the stages.
+        """
+        key = TaskKey(family.name, header.uid, header.revision)
+
+        async def build() -> TaskGuidance:
+            async with self._rebuilds:
+                record = await load()
+                detached = call.detached()
+                shot_set = await self.shots(family, record.header, record.supports, detached)
+                merged = self.merge(family, shot_set.shots, detached)
+                return await self._put(family, record.header, merged, shot_set.background)
+
+        guidance, reused = await self._cache.get(key, build, detached=True)
+        if not isinstance(guidance, TaskGuidance):
+            raise TypeError("a task's key led to something else")
+        return guidance, reused
+
+    def peek(self, family: ModelFamily, header: TaskHeader) -> TaskGuidance | None:
+        """The guidance of a task's revision if it is at hand."""
+        guidance = self._cache.peek(TaskKey(family.name, header.uid, header.revision))
+        return guidance if isinstance(guidance, TaskGuidance) else None
+
+    def forget(self, family: ModelFamily, header: TaskHeader) -> None:
+        """Lets the merged guidance of a revision go that nobody will ask for again."""
+        self._cache.discard(TaskKey(family.name, header.uid, header.revision))
+
+    def forget_task(self, header: TaskHeader) -> None:
+        """Lets the merged guidance of all revisions of a task go."""
+        self._cache.discard_where(lambda key: isinstance(key, TaskKey) and key.uid == header.uid)
+
+    def _drop(self, handle: GuidanceHandle) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # the service has ended, and the engine with it
+        task = loop.create_task(self._engine.drop(handle))
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
+
+    async def close(self) -> None:
+        """Waits for handles that are being dropped."""
+        await asyncio.gather(*self._dropping, return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Marked:
+    """Planes of one shot, and what they hold."""
+
+    planes: NDArray[np.float32]
+    ways: frozenset[int]
+    has_background: bool
+
+
+def _mark(support: Support, classes: Sequence[str], family: ModelFamily, inferred: bool) -> _Marked:
+    size = family.network_size(support.image_size)
+    labels = label_plane(support.annotation, support.image_size, size, classes, family)
+    shot_ways = ways_of(support.annotation.shot_classes, classes)
+    marked = planes(labels, len(classes), shot_ways, family)
+    has_background = bool(marked[0].any())
+    if inferred:
+        marked[0] = inferred_background(marked)
+    ways = frozenset(way for way in shot_ways if marked[way].any())
+    return _Marked(marked, ways, has_background)
+
+
+def ways_of(names: Collection[str], classes: Sequence[str]) -> frozenset[int]:
+    """Way numbers (from 1) of class names."""
+    return frozenset(way for way, name in enumerate(classes, 1) if name in names)
+
+
+def infers_background(family: ModelFamily, supports: Sequence[Support]) -> bool:
+    """Whether no annotation of a set can label background that the method needs."""
+    return family.needs_background and not any(
+        _may_label_background(support.annotation) for support in supports
+    )
+
+
+def _may_label_background(annotation: Annotation) -> bool:
+    return annotation.exhaustive or any(mark.class_name == BACKGROUND for mark in annotation.marks)
+
+
+def _any_background(shots: Sequence[ShotGuidance]) -> bool:
+    return any(shot.has_background for shot in shots)

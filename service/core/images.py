@@ -1,0 +1,268 @@
+"""Encoded pictures to RGB pixels (docs/images.md).
+
+Pillow's plugins are called directly, never ``Image.open``: which formats are
+read and how many pixels are too many is decided here, and no process-wide
+setting of Pillow is touched, so that an application which embeds the service
+keeps its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from io import BytesIO
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from service.core.errors import InvalidArgumentError, OutOfLimitsError
+from service.core.types import Size, SourceImage
+
+_Plugin = Callable[[BytesIO], ImageFile.ImageFile]
+
+_READ: Final[tuple[tuple[bytes, _Plugin], ...]] = (
+    (b"\xff\xd8\xff", JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    (b"II*\0", TiffImageFile),
+    (b"MM\0*", TiffImageFile),
+    (b"II+\0", TiffImageFile),
+    (b"MM\0+", TiffImageFile),
+    (b"BM", BmpImageFile),
+)
+
+#: Pictures that people do send, told apart from what is no picture at all.
+_NAMED_ONLY: Final[tuple[tuple[int, bytes, str], ...]] = (
+    (0, b"GIF8", "GIF"),
+    (4, b"ftyp", "HEIC or AVIF"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"\0\0\1\0", "ICO"),
+    (0, b"%PDF", "PDF"),
+    (0, b"<svg", "SVG"),
+)
+
+_FORMATS_HELP: Final = "send a JPEG, PNG, WebP, TIFF or BMP file"
+
+_EXIF_ORIENTATION: Final = 0x0112
+_TRANSPOSE_OF_ORIENTATION: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_AXES: Final = frozenset({5, 6, 7, 8})
+
+_SIXTEEN_BITS: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_WITH_ALPHA: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+_TO_RGB: Final = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"})
+
+
+def inspect(data: bytes, *, max_pixels: int) -> SourceImage:
+    """Checks a file's header and names its size, without decoding pixels.
+
+    Args:
+        data: A JPEG, PNG, WebP, TIFF or BMP file with a single frame.
+        max_pixels: Most pixels that will be decoded.
+
+    Returns:
+        The image, its size after EXIF orientation.
+
+    Raises:
+        InvalidArgumentError: EMPTY_IMAGE, NOT_AN_IMAGE, UNSUPPORTED_IMAGE_FORMAT,
+            ANIMATED_IMAGE.
+        OutOfLimitsError: IMAGE_TOO_LARGE.
+    """
+    image = _open(data, max_pixels)
+    size = Size(image.height, image.width)
+    if _orientation(image) in _SWAPS_AXES:
+        size = Size(size.width, size.height)
+    return SourceImage(data=data, size=size, raw=False, digest=hashlib.sha256(data).hexdigest())
+
+
+def raw_image(rgb: bytes, size: Size, *, max_pixels: int) -> SourceImage:
+    """Takes pixels without a container.
+
+    Args:
+        rgb: height * width * 3 bytes, rows from the top.
+        size: Rows and columns.
+        max_pixels: Most pixels that are taken.
+
+    Raises:
+        InvalidArgumentError: EMPTY_IMAGE, or WRONG_RAW_LENGTH.
+        OutOfLimitsError: IMAGE_TOO_LARGE.
+    """
+    _check_size(size, max_pixels)
+    if len(rgb) != size.pixels * 3:
+        raise InvalidArgumentError(
+            "WRONG_RAW_LENGTH",
+            f"A raw image of {size} pixels takes {size.pixels * 3} bytes of RGB; {len(rgb)} came.",
+        )
+    meaning = hashlib.sha256(f"raw RGB {size}:".encode())
+    meaning.update(rgb)
+    return SourceImage(data=rgb, size=size, raw=True, digest=meaning.hexdigest())
+
+
+def decode(image: SourceImage) -> NDArray[np.uint8]:
+    """Decodes an image that was inspected before.
+
+    Returns:
+        RGB, uint8 [height, width, 3], C-contiguous, not writable: upright after EXIF
+        orientation, transparency over white, 16-bit greys scaled to 8 bits.
+
+    Raises:
+        InvalidArgumentError: TRUNCATED_IMAGE when the pixels are incomplete or
+            damaged, UNSUPPORTED_PIXELS when they are floats or of a colour space
+            that has no one RGB meaning.
+    """
+    if image.raw:
+        shape = (image.size.height, image.size.width, 3)
+        return np.frombuffer(image.data, dtype=np.uint8).reshape(shape)
+    opened = _open(image.data, image.size.pixels)
+    orientation = _orientation(opened)
+    try:
+        opened.load()
+        upright = _to_rgb(opened)
+        if orientation in _TRANSPOSE_OF_ORIENTATION:
+            upright = upright.transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
+        pixels = np.asarray(upright)
+    except InvalidArgumentError:
+        raise
+    except Exception as error:
+        # Pillow promises no kinds here: OSError, SyntaxError, EOFError, struct.error,
+        # zlib.error, ValueError, MemoryError all mean that the file cannot be decoded.
+        raise _truncated() from error
+    if pixels.shape != (image.size.height, image.size.width, 3):
+        raise _truncated()
+    return pixels
+
+
+def _truncated() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "TRUNCATED_IMAGE",
+        "The image's pixels cannot be decoded; the file is truncated or damaged: send it again.",
+    )
+
+
+def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """Reads the header with the plugin of the file's signature."""
+    if not data:
+        raise InvalidArgumentError("EMPTY_IMAGE", f"The image holds no bytes; {_FORMATS_HELP}.")
+    plugin = _plugin_for(data, max_pixels)
+    try:
+        image = plugin(BytesIO(data))
+        animated = bool(getattr(image, "is_animated", False))
+    except Exception as error:  # see decode: Pillow promises no kinds
+        raise _not_an_image() from error
+    _check_size(Size(image.height, image.width), max_pixels)
+    if animated:
+        raise InvalidArgumentError(
+            "ANIMATED_IMAGE", "The image holds several frames; send the one that is meant."
+        )
+    return image
+
+
+def _plugin_for(data: bytes, max_pixels: int) -> _Plugin:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        # The plugin sets up a decoder as large as the picture when it opens the file.
+        _check_size(_webp_size(data), max_pixels)
+        return WebPImageFile
+    for signature, plugin in _READ:
+        if data.startswith(signature):
+            return plugin
+    for offset, signature, name in _NAMED_ONLY:
+        if data[offset : offset + len(signature)] == signature:
+            raise InvalidArgumentError(
+                "UNSUPPORTED_IMAGE_FORMAT", f"{name} files are not read; {_FORMATS_HELP}."
+            )
+    raise _not_an_image()
+
+
+def _not_an_image() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "NOT_AN_IMAGE", f"The bytes are not a readable image file; {_FORMATS_HELP}."
+    )
+
+
+def _check_size(size: Size, max_pixels: int) -> None:
+    if size.height <= 0 or size.width <= 0:
+        raise InvalidArgumentError("EMPTY_IMAGE", f"The image has no pixels (it is {size}).")
+    if size.pixels > max_pixels:
+        raise OutOfLimitsError(
+            "IMAGE_TOO_LARGE",
+            f"The image has {size} pixels; at most {max_pixels} are taken: shrink it.",
+            metadata={"pixels": str(size.pixels), "max_pixels": str(max_pixels)},
+        )
+
+
+def _webp_size(data: bytes) -> Size:
+    """Canvas size of a WebP file from its first chunk (RFC 9649, sections 2.5 to 2.7)."""
+    kind, body = data[12:16], data[20:30]
+    if kind == b"VP8X" and len(body) == 10:
+        return Size(
+            int.from_bytes(body[7:10], "little") + 1, int.from_bytes(body[4:7], "little") + 1
+        )
+    if kind == b"VP8L" and len(body) >= 5 and body[0] == 0x2F:
+        bits = int.from_bytes(body[1:5], "little")
+        return Size((bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1)
+    if kind == b"VP8 " and len(body) == 10:
+        width, height = struct.unpack("<HH", body[6:10])
+        return Size(height & 0x3FFF, width & 0x3FFF)
+    raise _not_an_image()
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """EXIF orientation that is still to be applied; 1 is upright.
+
+    Only EXIF data that stand before the pixels count, so that the header alone
+    tells the size. A TIFF file is turned by Pillow itself while it is read.
+    """
+    if isinstance(image, TiffImageFile) or "exif" not in image.info:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(image.info["exif"])
+        orientation = exif.get(_EXIF_ORIENTATION, 1)
+    except Exception:  # damaged metadata do not make the pixels worse
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and isinstance(image, PngImageFile)):
+        return _from_sixteen_bits(image)
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        return _over_white(image)
+    if image.mode in _TO_RGB:
+        return image.convert("RGB")
+    raise InvalidArgumentError(
+        "UNSUPPORTED_PIXELS",
+        f"Pixels of the kind {image.mode!r} have no one meaning as colours; "
+        "send 8-bit RGB or grey, or 16-bit grey.",
+    )
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.uint32)
+    # 65535 = 255 * 257: the nearest of the 256 levels.
+    grey = ((values + 128) // 257).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    covered = image.convert("RGBA")
+    canvas = Image.new("RGB", covered.size, "white")
+    canvas.paste(covered, mask=covered.getchannel("A"))
+    return canvas

@@ -1,0 +1,134 @@
+"""The stored numbers of an index mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngImageFile
+
+from service.core.errors import InvalidArgumentError
+from service.core.types import IndexMask, Size
+
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+#: Byte of a PNG file that holds the bits per sample (IHDR).
+_BIT_DEPTH_OFFSET: Final = 24
+_NUMBERED: Final = frozenset({"1", "L", "P", "I", "I;16", "I;16B"})
+_LARGEST_NUMBER: Final = 65_535
+_NUMBERS_PER_BAND: Final = 1 << 20
+
+
+def read_numbers(png: bytes, image: Size) -> NDArray[np.uint16]:
+    """The numbers that a grey or palette PNG stores, never its colours.
+
+    Args:
+        png: The file.
+        image: Size that it must have; checked before pixels are decoded.
+
+    Returns:
+        uint16 [height, width].
+
+    Raises:
+        InvalidArgumentError: NOT_A_PNG, MASK_SIZE_MISMATCH, MASK_NOT_INDEXED,
+            TRUNCATED_MASK.
+    """
+    if not png.startswith(_PNG_SIGNATURE):
+        raise InvalidArgumentError("NOT_A_PNG", "An index mask is a PNG file; this is none.")
+    try:
+        opened = PngImageFile(BytesIO(png))
+    except Exception as error:  # Pillow promises no kinds
+        raise InvalidArgumentError("NOT_A_PNG", "The mask's PNG header is damaged.") from error
+    check_mask_size(Size(opened.height, opened.width), image)
+    if opened.mode not in _NUMBERED:
+        raise InvalidArgumentError(
+            "MASK_NOT_INDEXED",
+            f"The mask holds colours ({opened.mode}), not one number per pixel; "
+            "save it as a grey or palette PNG.",
+        )
+    try:
+        opened.load()
+        stored = np.asarray(opened)
+    except Exception as error:  # Pillow promises no kinds
+        raise InvalidArgumentError(
+            "TRUNCATED_MASK", "The mask's pixels cannot be decoded; send the file again."
+        ) from error
+    numbers = stored.astype(np.uint16)
+    bits = png[_BIT_DEPTH_OFFSET]
+    if opened.mode == "L" and bits in (2, 4):
+        # Pillow stretches greys of 2 and 4 bits to 0..255.
+        numbers //= 255 // (2**bits - 1)
+    return numbers
+
+
+def check_mask_size(mask: Size, image: Size) -> None:
+    """Raises ``InvalidArgumentError`` (MASK_SIZE_MISMATCH) unless the sizes are equal."""
+    if mask != image:
+        raise InvalidArgumentError(
+            "MASK_SIZE_MISMATCH",
+            f"The mask is {mask} and the image, after EXIF orientation, is {image}; "
+            "a dense mask has one number for each pixel of the image.",
+        )
+
+
+def check_index_mask(mask: IndexMask, image: Size, classes: Sequence[str]) -> tuple[str, ...]:
+    """Checks an index mask against its image and the task's classes.
+
+    Returns:
+        The classes that occur in it.
+
+    Raises:
+        InvalidArgumentError: NO_CLASS_VALUES, UNKNOWN_CLASS, VOID_VALUE_MAPPED,
+            UNKNOWN_MASK_VALUE, and those of ``read_numbers``.
+    """
+    if not mask.class_of_value:
+        raise InvalidArgumentError(
+            "NO_CLASS_VALUES",
+            "The mask does not say which class a number stands for.",
+            field="class_of_value",
+        )
+    for value, name in mask.class_of_value.items():
+        if name not in classes:
+            raise unknown_class(name, field=f"class_of_value[{value}]")
+        if value in mask.void_values:
+            raise InvalidArgumentError(
+                "VOID_VALUE_MAPPED",
+                f"Value {value} is both void and the class {name!r}; it can be one of them.",
+                field="void_values",
+            )
+    try:
+        present = _occurring(read_numbers(mask.png, image))
+    except InvalidArgumentError as error:
+        error.within("png")
+        raise
+    for value in present:
+        if value != 0 and value not in mask.class_of_value and value not in mask.void_values:
+            raise InvalidArgumentError(
+                "UNKNOWN_MASK_VALUE",
+                f"The mask holds the value {value}, which is neither 0, nor void, nor named "
+                "in class_of_value.",
+                field="png",
+                metadata={"value": str(value)},
+            )
+    return tuple({mask.class_of_value[v] for v in present if v in mask.class_of_value})
+
+
+def unknown_class(name: str, *, field: str) -> InvalidArgumentError:
+    """The error for a label that is not a class of the task."""
+    return InvalidArgumentError(
+        "UNKNOWN_CLASS",
+        f"{name!r} is not a class of this task.",
+        field=field,
+        metadata={"class_name": name},
+    )
+
+
+def _occurring(numbers: NDArray[np.uint16]) -> list[int]:
+    occurs = np.zeros(_LARGEST_NUMBER + 1, dtype=np.bool_)
+    flat = numbers.reshape(-1)
+    # In bands: indexing widens the numbers to eight bytes each.
+    for start in range(0, flat.size, _NUMBERS_PER_BAND):
+        occurs[flat[start : start + _NUMBERS_PER_BAND]] = True
+    return [int(value) for value in np.flatnonzero(occurs)]

@@ -1,0 +1,131 @@
+"""Taking supports in: checks, ids, digests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from service.core.annotations import check, digest, merge
+from service.core.calls import Call
+from service.core.errors import AlreadyExistsError, FewSegError, OutOfLimitsError
+from service.core.limits import Limits
+from service.core.requests import BodyDigest
+from service.core.timing import Stage
+from service.core.types import AnnotationInput, Registration, Support, SupportInput
+from service.core.workers import CodecWorkers
+
+_NUMBERED = re.compile(r"support-([0-9]{1,9})")
+
+
+class SupportIntake:
+    """Turns supports as callers give them into supports as tasks keep them.
+
+    Args:
+        workers: Check annotations: a dense mask has to be decoded for it.
+        limits: What a task may hold.
+    """
+
+    def __init__(self, workers: CodecWorkers, limits: Limits) -> None:
+        self._workers = workers
+        self._limits = limits
+
+    async def take(self, given: SupportInput, classes: Sequence[str], call: Call) -> Support:
+        """Checks a support against a task's classes; its id may still be empty.
+
+        Raises:
+            InvalidArgumentError: The annotation does not fit image or task.
+        """
+        try:
+            with call.clock.measure(Stage.RASTERISE):
+                annotation = await self._workers.run(
+                    check, given.annotation, given.image.size, classes, self._limits
+                )
+        except FewSegError as error:
+            raise error.within("annotation") from None
+        return Support(
+            support_id=given.support_id,
+            image_digest=given.image.digest,
+            image_size=given.image.size,
+            annotation=annotation,
+            annotation_digest=digest(annotation),
+        )
+
+    async def annotate(
+        self,
+        support: Support,
+        given: AnnotationInput,
+        classes: Sequence[str],
+        call: Call,
+        *,
+        extend: bool,
+    ) -> Support:
+        """The support under a new annotation, or under more marks; raises as ``take`` does."""
+        size = support.image_size
+        try:
+            with call.clock.measure(Stage.RASTERISE):
+                if extend:
+                    annotation = await self._workers.run(
+                        merge, support.annotation, given, size, classes, self._limits
+                    )
+                else:
+                    annotation = await self._workers.run(check, given, size, classes, self._limits)
+        except FewSegError as error:
+            raise error.within("annotation") from None
+        return replace(support, annotation=annotation, annotation_digest=digest(annotation))
+
+    def check_count(self, supports: int) -> None:
+        """Raises OutOfLimitsError (TOO_MANY_SUPPORTS) if a task may not hold so many."""
+        if supports > self._limits.supports:
+            raise OutOfLimitsError(
+                "TOO_MANY_SUPPORTS",
+                f"A task has at most {self._limits.supports} supports here.",
+                field="supports",
+            )
+
+
+def with_ids(supports: Sequence[Support], *, taken: Collection[str]) -> tuple[Support, ...]:
+    """Gives ids to supports that have none.
+
+    Raises:
+        AlreadyExistsError: An id is taken, or given twice (SUPPORT_EXISTS).
+    """
+    used = set(taken)
+    for index, support in enumerate(supports):
+        if support.support_id and support.support_id in used:
+            raise AlreadyExistsError(
+                "SUPPORT_EXISTS",
+                f"There is a support '{support.support_id}' already.",
+                field=f"supports[{index}].support_id",
+                metadata={"support_id": support.support_id},
+            )
+        used.add(support.support_id)
+    numbers = [int(match[1]) for match in map(_NUMBERED.fullmatch, used) if match]
+    following = max(numbers, default=0) + 1
+    named = []
+    for support in supports:
+        if not support.support_id:
+            support = replace(support, support_id=f"support-{following}")
+            following += 1
+        named.append(support)
+    return tuple(named)
+
+
+def registration_digest(registration: Registration) -> str:
+    """SHA-256 of what a registration asks for, in hexadecimal."""
+    body = BodyDigest(
+        registration.tenant,
+        registration.task_id,
+        registration.display_name,
+        registration.model,
+        registration.classes,
+        str(registration.expiration),
+    )
+    for given in registration.supports:
+        count_in(body, given)
+    return body.hexdigest()
+
+
+def count_in(body: BodyDigest, given: SupportInput) -> None:
+    """Counts a support into the digest of the request that carries it."""
+    body.add(given.support_id, given.image.digest, given.annotation)

@@ -1,0 +1,166 @@
+"""From the guidance of shots to that of a task, and to the shapes that graphs take.
+
+Shot guidance has no batch dimension; what goes to an engine has one of length 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core.errors import OutOfLimitsError
+from service.core.family import GuidanceTensor, MergeRule, ModelFamily, WayAxis
+
+Guidance = Mapping[str, NDArray[Any]]
+
+
+def merge_shots(family: ModelFamily, shots: Iterable[Guidance]) -> dict[str, NDArray[Any]]:
+    """Merges shots by the rule of each tensor (DESIGN section 1, merge rules).
+
+    Sums are taken in float64, so that the order of the shots does not show and
+    a thousand shots are as exact as one.
+
+    Args:
+        family: Whose tensors they are.
+        shots: At least one.
+
+    Returns:
+        The task's tensors by name, in the dtype of the shots.
+    """
+    folds = [_FOLDS[tensor.merge](tensor) for tensor in family.guidance]
+    for shot in shots:
+        for fold in folds:
+            fold.add(shot)
+    return {fold.tensor.name: fold.result() for fold in folds}
+
+
+class _Mean:
+    """The plain mean over shots."""
+
+    def __init__(self, tensor: GuidanceTensor) -> None:
+        self.tensor = tensor
+        self._sum: NDArray[np.float64] | None = None
+        self._weight: Any = 0.0
+        self._dtype: Any = np.float32
+
+    def add(self, shot: Guidance) -> None:
+        values = shot[self.tensor.name]
+        weight = self._weight_of(shot, values)
+        weighted = values.astype(np.float64) * weight
+        self._dtype = values.dtype
+        self._sum = weighted if self._sum is None else self._sum + weighted
+        self._weight = self._weight + weight
+
+    def _weight_of(self, shot: Guidance, values: NDArray[Any]) -> Any:
+        return 1.0
+
+    def result(self) -> NDArray[Any]:
+        if self._sum is None:
+            raise ValueError("no shots to merge")
+        merged: NDArray[Any] = np.divide(
+            self._sum, self._weight, out=np.zeros_like(self._sum), where=self._weight > 0
+        ).astype(self._dtype)
+        return merged
+
+
+class _WeightedMean(_Mean):
+    """sum(weight * row) / sum(weight), zero where the weights add up to zero."""
+
+    def _weight_of(self, shot: Guidance, values: NDArray[Any]) -> Any:
+        weight = shot[self.tensor.weight or ""].astype(np.float64)
+        return weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim))
+
+
+class _Stack:
+    """Shots along a new first axis."""
+
+    def __init__(self, tensor: GuidanceTensor) -> None:
+        self.tensor = tensor
+        self._shots: list[NDArray[Any]] = []
+
+    def add(self, shot: Guidance) -> None:
+        self._shots.append(shot[self.tensor.name])
+
+    def result(self) -> NDArray[Any]:
+        return np.stack(self._shots)
+
+
+_FOLDS: dict[MergeRule, Any] = {
+    MergeRule.MEAN: _Mean,
+    MergeRule.WEIGHTED_MEAN: _WeightedMean,
+    MergeRule.STACK: _Stack,
+}
+
+
+def bucket(length: int, buckets: Sequence[int], what: str) -> int:
+    """The padded length of an inner axis.
+
+    Raises:
+        OutOfLimitsError: The family takes no axis of that length.
+    """
+    for candidate in buckets:
+        if length <= candidate:
+            return candidate
+    raise OutOfLimitsError(
+        f"TOO_MANY_{what.upper()}",
+        f"This model takes at most {max(buckets)} {what}; the task has {length}.",
+    )
+
+
+def pad_ways(planes: NDArray[np.float32], ways: int, family: ModelFamily) -> NDArray[np.float32]:
+    """Pads planes [1, 1 + ways, H, W] with zero planes to a bucket of ways."""
+    extra = bucket(ways, family.way_buckets, "classes") - ways
+    if extra == 0:
+        return planes
+    return np.pad(planes, ((0, 0), (0, extra), (0, 0), (0, 0)))
+
+
+def cut_shot(family: ModelFamily, outputs: Guidance, ways: int) -> dict[str, NDArray[Any]]:
+    """What is kept of the answer of ``guide``: no batch dimension, no padded ways.
+
+    Args:
+        family: Whose answer it is.
+        outputs: Tensors with a batch dimension of length 1.
+        ways: The task's real ways.
+    """
+    kept: dict[str, NDArray[Any]] = {}
+    for tensor in family.guidance:
+        rows = _rows(tensor, ways)
+        for name in (tensor.name, tensor.weight):
+            if name is not None:
+                kept[name] = np.ascontiguousarray(outputs[name][0][:rows])
+    return kept
+
+
+def pad_guidance(family: ModelFamily, merged: Guidance, ways: int) -> dict[str, NDArray[Any]]:
+    """What ``decode`` takes: a batch dimension, ways and shots padded to their buckets."""
+    extra_ways = bucket(ways, family.way_buckets, "classes") - ways
+    padded: dict[str, NDArray[Any]] = {}
+    for tensor in family.guidance:
+        values = merged[tensor.name]
+        stacked = tensor.merge is MergeRule.STACK
+        padding = [(0, 0)] * values.ndim
+        if tensor.ways is not WayAxis.NONE:
+            padding[1 if stacked else 0] = (0, extra_ways)
+        if stacked:
+            shots = values.shape[0]
+            room = bucket(shots, family.shot_buckets, "shots")
+            padding[0] = (0, room - shots)
+            if tensor.validity is not None:
+                validity = (np.arange(room) < shots).astype(np.float32)
+                padded[tensor.validity] = validity[None]
+        padded[tensor.name] = np.ascontiguousarray(np.pad(values, padding)[None])
+    return padded
+
+
+def _rows(tensor: GuidanceTensor, ways: int) -> int | None:
+    match tensor.ways:
+        case WayAxis.BACKGROUND_AND_WAYS:
+            return 1 + ways
+        case WayAxis.WAYS:
+            return ways
+        case WayAxis.NONE:
+            return None

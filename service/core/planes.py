@@ -1,0 +1,187 @@
+"""Annotations to annotation planes at the network's input size (docs/annotations.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.core.errors import RepositoryError
+from service.core.family import MaskResize, ModelFamily, VoidRule
+from service.core.index_masks import read_numbers
+from service.core.rasterise import paint
+from service.core.run_lengths import decode_run_lengths
+from service.core.types import BACKGROUND, Annotation, IndexMask, RunLengthMask, Size
+
+_T = TypeVar("_T", bound=np.generic)
+
+#: Nothing is known of the pixel.
+UNLABELLED: Final = -1
+#: The pixel belongs to no class and is no background evidence either.
+VOID: Final = -2
+
+#: The box around the positives grows by this share of its height and width on each side.
+_GROWTH: Final = 4
+
+
+def label_plane(
+    annotation: Annotation,
+    image: Size,
+    plane: Size,
+    classes: Sequence[str],
+    family: ModelFamily,
+) -> NDArray[np.int16]:
+    """Paints an annotation, as ``check`` returned it, on a plane.
+
+    Args:
+        annotation: Its marks are painted in order; later ones cover earlier ones.
+        image: Size of the image.
+        plane: Size to paint at.
+        classes: The task's classes; way i is ``classes[i - 1]``.
+        family: Says how dense masks are resized.
+
+    Returns:
+        int16 [h, w]: i = way i, 0 = background, ``VOID``, ``UNLABELLED``.
+
+    Raises:
+        InvalidArgumentError: A dense mask cannot be read.
+        RepositoryError: The family cannot resize dense masks and would have to.
+    """
+    labels = np.full((plane.height, plane.width), UNLABELLED, dtype=np.int16)
+    way_of_class = {name: way for way, name in enumerate(classes, start=1)}
+    for mark in annotation.marks:
+        geometry = mark.geometry
+        if isinstance(geometry, IndexMask):
+            _paint_index_mask(labels, geometry, image, way_of_class, family)
+            continue
+        way = 0 if mark.class_name in (None, BACKGROUND) else way_of_class[str(mark.class_name)]
+        if isinstance(geometry, RunLengthMask):
+            pixels = decode_run_lengths(geometry)
+            labels[_nearest(pixels, plane, family) != 0] = way
+        else:
+            paint(labels, geometry, way, image)
+    if annotation.exhaustive:
+        labels[labels == UNLABELLED] = 0
+    return labels
+
+
+def planes(
+    labels: NDArray[np.int16], ways: int, shot_ways: Collection[int], family: ModelFamily
+) -> NDArray[np.float32]:
+    """One plane of evidence for the background and for each way.
+
+    Args:
+        labels: See ``label_plane``.
+        ways: Number of ways, padded ones included.
+        shot_ways: Ways, from 1, that the image is a shot of; the others' planes
+            stay empty, and their pixels are no background either.
+        family: Says what void pixels are.
+
+    Returns:
+        float32 [1 + ways, h, w] of 0 and 1, background first.
+    """
+    evidence = np.zeros((1 + ways, *labels.shape), dtype=np.float32)
+    background = labels == 0
+    if family.void is VoidRule.BACKGROUND:
+        background |= labels == VOID
+    evidence[0] = background
+    for way in shot_ways:
+        evidence[way] = labels == way
+    return evidence
+
+
+def inferred_background(planes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Background evidence for a shot of a task that has none.
+
+    Everything outside one box around all positives of the shot, grown on each
+    side by a quarter of its height or width (rounded up). If that leaves nothing,
+    everything outside the box itself; if that is nothing either, every pixel
+    that is not positive.
+
+    Args:
+        planes: float32 [1 + ways, h, w]; see ``planes``.
+
+    Returns:
+        float32 [h, w] of 0 and 1; all 0 if nothing is positive.
+    """
+    positive: NDArray[np.bool_] = np.any(planes[1:] > 0, axis=0)
+    background = np.zeros(positive.shape, dtype=np.float32)
+    if not positive.any():
+        return background
+    rows = np.flatnonzero(positive.any(axis=1))
+    columns = np.flatnonzero(positive.any(axis=0))
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    rise, reach = -(-(bottom - top) // _GROWTH), -(-(right - left) // _GROWTH)
+    background[:] = 1
+    background[max(0, top - rise) : bottom + rise, max(0, left - reach) : right + reach] = 0
+    if not background.any():
+        background[:] = 1
+        background[top:bottom, left:right] = 0
+    if not background.any():
+        background[~positive] = 1
+    return background
+
+
+def agreement(prediction: NDArray[np.uint8], labels: NDArray[np.int16], way: int) -> float | None:
+    """Intersection over union of a prediction with an annotation.
+
+    Args:
+        prediction: uint8 [h, w] of ways, 0 background.
+        labels: int16 [h, w]; unlabelled and void pixels do not count.
+        way: From 1.
+
+    Returns:
+        In [0, 1]; None where neither shows the way.
+    """
+    predicted = (prediction == way) & (labels >= 0)
+    annotated = labels == way
+    union = np.count_nonzero(predicted | annotated)
+    if union == 0:
+        return None
+    return np.count_nonzero(predicted & annotated) / union
+
+
+def _paint_index_mask(
+    labels: NDArray[np.int16],
+    mask: IndexMask,
+    image: Size,
+    way_of_class: dict[str, int],
+    family: ModelFamily,
+) -> None:
+    numbers = _nearest(read_numbers(mask.png, image), Size(*labels.shape), family)
+    for value in mask.void_values:
+        labels[numbers == value] = VOID
+    for value, name in mask.class_of_value.items():
+        labels[numbers == value] = way_of_class[name]
+
+
+def _nearest(pixels: NDArray[_T], plane: Size, family: ModelFamily) -> NDArray[_T]:
+    """Resizes a dense mask by the family's rule."""
+    height, width = pixels.shape
+    if (height, width) == (plane.height, plane.width):
+        return pixels
+    if family.mask_resize is not MaskResize.PIL_NEAREST:
+        raise RepositoryError(
+            "MASK_RESIZE_MISSING",
+            f"Family {family.name} has an input size but no rule to resize masks to it.",
+        )
+    rows, columns = nearest_indices(height, plane.height), nearest_indices(width, plane.width)
+    return pixels[rows[:, None], columns]
+
+
+@lru_cache(maxsize=256)
+def nearest_indices(length: int, target: int) -> NDArray[np.int32]:
+    """Indices that Pillow's nearest resize of an axis picks.
+
+    That is floor((i + 0.5) * length / target); Pillow itself is asked because it
+    adds up steps, and its rounding decides where the product is a whole number.
+    """
+    axis = Image.fromarray(np.arange(length, dtype=np.int32)[None])
+    picked: NDArray[np.int32] = np.array(axis.resize((target, 1), Image.Resampling.NEAREST))[0]
+    picked.flags.writeable = False
+    return picked

@@ -1,0 +1,34 @@
+"""Photographs to the network's input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.core.family import ImageResize, InputDtype, ModelFamily
+from service.core.types import Size
+
+
+def to_network(pixels: NDArray[np.uint8], family: ModelFamily) -> NDArray[Any]:
+    """Resizes a photograph by the family's own rule.
+
+    Args:
+        pixels: RGB, uint8 [height, width, 3].
+        family: Whose network it is for.
+
+    Returns:
+        [h, w, 3], C-contiguous: uint8, or uint16 = value x 256 where the family asks for it.
+    """
+    image = Size(pixels.shape[0], pixels.shape[1])
+    target = family.network_size(image)
+    resized = pixels
+    if family.image_resize is ImageResize.PIL_BILINEAR and target != image:
+        resized = np.asarray(
+            Image.fromarray(pixels).resize((target.width, target.height), Image.Resampling.BILINEAR)
+        )
+    if family.input_dtype is InputDtype.UINT16_FIXED:
+        return resized.astype(np.uint16) << 8
+    return np.ascontiguousarray(resized)

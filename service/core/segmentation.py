@@ -1,0 +1,331 @@
+"""Segmenting images under registered tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from service.core.admission import Admission
+from service.core.calls import Call, running
+from service.core.catalog import Catalog
+from service.core.deciding import MaskDecider
+from service.core.directory import TaskDirectory
+from service.core.errors import (
+    AbortedError,
+    FewSegError,
+    InvalidArgumentError,
+    NotFoundError,
+    OutOfLimitsError,
+)
+from service.core.family import FeatureReuse, GraphRole, ModelFamily
+from service.core.features import ImageFeatures, ImageLoader
+from service.core.guidance import GuidanceBuilder, TaskGuidance
+from service.core.limits import Limits
+from service.core.ports import Store, Telemetry
+from service.core.timing import Stage
+from service.core.types import (
+    ClassResult,
+    DecidedMask,
+    OutputOptions,
+    Query,
+    Segmentation,
+    Size,
+    SourceImage,
+    TaskHeader,
+    TaskName,
+    TaskRecord,
+)
+
+_RecordLoader = Callable[[], Awaitable[TaskRecord]]
+
+#: How often a query follows a task that changes under it before it gives up.
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _QueryImage:
+    """An image that may still have to be fetched."""
+
+    digest: str
+    size: Size
+    load: ImageLoader
+
+
+class Segmenter:
+    """Answers queries.
+
+    Args:
+        admission: Who may run.
+        directory: Finds tasks.
+        catalog: Finds families.
+        builder: Guidance.
+        features: Feature maps.
+        decider: From feature maps and guidance to masks.
+        store: Images of supports.
+        limits: What may be asked for.
+        telemetry: Hears stages.
+    """
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        directory: TaskDirectory,
+        catalog: Catalog,
+        builder: GuidanceBuilder,
+        features: ImageFeatures,
+        decider: MaskDecider,
+        store: Store,
+        limits: Limits,
+        telemetry: Telemetry,
+    ) -> None:
+        self._admission = admission
+        self._directory = directory
+        self._catalog = catalog
+        self._builder = builder
+        self._features = features
+        self._decider = decider
+        self._store = store
+        self._limits = limits
+        self._telemetry = telemetry
+
+    async def segment(self, query: Query, call: Call) -> Segmentation:
+        """Segments one image under the newest revision of a task.
+
+        Raises:
+            NotFoundError: No such task or support.
+            InvalidArgumentError: The image cannot be decoded.
+            AbortedError: The task has another revision than the etag says.
+            ResourceExhaustedError: The server is full.
+            UnavailableError: Engine or store do not answer.
+            DeadlineExceededError: The deadline passed.
+        """
+        async with running(call, self._telemetry), self._admission.slot(call):
+            return await self._under_latest(query, call)
+
+    async def open_stream(
+        self, task: TaskName, etag: str, *, pinned: bool, call: Call
+    ) -> StreamSession:
+        """Prepares for many images under one task; raises as ``segment`` does.
+
+        Args:
+            task: Under which task.
+            etag: If not empty, the revision that the task must have now.
+            pinned: Whether that revision answers all images, or the newest one each.
+            call: Of the opening alone.
+        """
+        async with running(call, self._telemetry), self._admission.slot(call):
+            if not pinned:
+                await self._directory.header(task, call, etag=etag)
+                return StreamSession(self, task, None)
+            record = await self._directory.record(task, call, etag=etag)
+            with self._catalog.lease_of(record.header) as family:
+                guidance, _ = await self._builder.task(
+                    family, record.header, _already(record), call
+                )
+                return StreamSession(self, task, _Pin(record, guidance))
+
+    async def stream_image(
+        self,
+        task: TaskName,
+        pin: _Pin | None,
+        image: SourceImage,
+        options: OutputOptions,
+        call: Call,
+    ) -> Segmentation:
+        """Segments one image of a stream; see ``StreamSession``."""
+        async with running(call, self._telemetry), self._admission.slot(call, patient=True):
+            if pin is None:
+                return await self._under_latest(Query(task, image, options), call)
+            with self._catalog.lease_of(pin.record.header) as family:
+                guidance, reused = await self._pinned(family, pin, call)
+                return await self._answer(
+                    family, pin.record.header, guidance, reused, _given(image), options, call
+                )
+
+    async def _pinned(
+        self, family: ModelFamily, pin: _Pin, call: Call
+    ) -> tuple[TaskGuidance, bool]:
+        if pin.guidance.handle.family == family.name:
+            return pin.guidance, True
+        try:
+            return await self._builder.task(family, pin.record.header, _already(pin.record), call)
+        except NotFoundError:
+            raise AbortedError(
+                "REVISION_GONE",
+                "The model changed, and the pinned revision's images are gone; open a new stream.",
+            ) from None
+
+    async def _under_latest(self, query: Query, call: Call) -> Segmentation:
+        for _ in range(_ATTEMPTS):
+            header = await self._directory.header(query.task, call, etag=query.etag)
+            with self._catalog.lease_of(header) as family:
+                try:
+                    guidance, reused = await self._builder.task(
+                        family, header, self._loader(header, call), call
+                    )
+                except _RevisionMovedError:
+                    self._directory.forget(query.task)
+                    continue
+                image = await self._image(query, call)
+                return await self._answer(
+                    family, header, guidance, reused, image, query.options, call
+                )
+        raise AbortedError("TASK_CHANGING", "The task keeps changing; try again.")
+
+    def _loader(self, header: TaskHeader, call: Call) -> _RecordLoader:
+        async def load() -> TaskRecord:
+            with call.clock.measure(Stage.STORE):
+                record = await self._store.get(header.name)
+            if record is None or record.header.etag != header.etag:
+                raise _RevisionMovedError("TASK_CHANGING", "The task has changed meanwhile.")
+            return record
+
+        return load
+
+    async def _image(self, query: Query, call: Call) -> _QueryImage:
+        if isinstance(query.image, SourceImage):
+            return _given(query.image)
+        record = await self._directory.record(query.task, call)
+        support = record.support(query.image)
+        if support is None:
+            raise support_not_found(query.image)
+        digest = support.image_digest
+
+        async def load() -> SourceImage:
+            with call.clock.measure(Stage.STORE):
+                return await self._store.get_image(query.task.tenant, digest)
+
+        return _QueryImage(digest, support.image_size, load)
+
+    async def _answer(
+        self,
+        family: ModelFamily,
+        header: TaskHeader,
+        guidance: TaskGuidance,
+        guidance_reused: bool,
+        image: _QueryImage,
+        options: OutputOptions,
+        call: Call,
+    ) -> Segmentation:
+        output = self._output_size(family, image.size, options)
+        try:
+            role, inputs, reused = await self._query_inputs(family, image, call)
+        except InvalidArgumentError as error:
+            raise error.within("image") from None
+        logits = await self._decider.logits(family, role, inputs, call, handle=guidance.handle)
+        mask, content = await self._decider.encoded(
+            family,
+            logits,
+            len(header.classes),
+            call,
+            original=image.size,
+            output=output,
+            format_=options.format,
+            probabilities=options.probabilities,
+        )
+        return Segmentation(
+            mask=content,
+            classes=_class_results(header, mask),
+            probabilities=mask.probabilities,
+            family=family.name,
+            etag=header.etag,
+            background=guidance.background,
+            features_reused=reused,
+            guidance_reused=guidance_reused,
+        )
+
+    async def _query_inputs(
+        self, family: ModelFamily, image: _QueryImage, call: Call
+    ) -> tuple[GraphRole, dict[str, NDArray[Any]], bool]:
+        if family.feature_reuse is FeatureReuse.NEVER:
+            pixels = await self._features.network_image(family, await image.load(), call)
+            return GraphRole.QUERY_DECODER, {"image": pixels}, False
+        maps, reused = await self._features.of_query(family, image.digest, image.load, call)
+        return GraphRole.DECODE, dict(maps), reused
+
+    def _output_size(self, family: ModelFamily, image: Size, options: OutputOptions) -> Size:
+        if isinstance(options.size, Size):
+            if options.size.pixels > self._limits.output_pixels:
+                raise OutOfLimitsError(
+                    "OUTPUT_TOO_LARGE",
+                    f"A mask has at most {self._limits.output_pixels} pixels here.",
+                    field="options.given_size",
+                )
+            return options.size
+        return family.network_size(image) if options.size == "network" else image
+
+
+class StreamSession:
+    """Many images under one task. Images may be segmented concurrently.
+
+    Args:
+        segmenter: Does the work.
+        task: Under which task.
+        pin: The revision that answers, or None for the newest one each time.
+    """
+
+    def __init__(self, segmenter: Segmenter, task: TaskName, pin: _Pin | None) -> None:
+        self._segmenter = segmenter
+        self._task = task
+        self._pin = pin
+
+    async def segment(self, image: SourceImage, options: OutputOptions, call: Call) -> Segmentation:
+        """Segments one image; raises as ``Segmenter.segment`` does, but never for a full queue."""
+        return await self._segmenter.stream_image(self._task, self._pin, image, options, call)
+
+    def close(self) -> None:
+        """Lets the pinned guidance go. Closing twice is harmless."""
+        self._pin = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    """A revision, and its guidance under the family of the moment."""
+
+    record: TaskRecord
+    guidance: TaskGuidance
+
+
+class _RevisionMovedError(AbortedError):
+    """The task changed between reading its header and its supports."""
+
+
+def support_not_found(support_id: str) -> FewSegError:
+    """The error of a support that the task does not have."""
+    return NotFoundError(
+        "SUPPORT_NOT_FOUND",
+        f"The task has no support '{support_id}'.",
+        field="support_id",
+        metadata={"support_id": support_id},
+    )
+
+
+def _given(image: SourceImage) -> _QueryImage:
+    async def load() -> SourceImage:
+        return image
+
+    return _QueryImage(image.digest, image.size, load)
+
+
+def _already(record: TaskRecord) -> _RecordLoader:
+    async def load() -> TaskRecord:
+        return record
+
+    return load
+
+
+def _class_results(header: TaskHeader, mask: DecidedMask) -> tuple[ClassResult, ...]:
+    return tuple(
+        ClassResult(
+            class_name=name,
+            value=way,
+            area=int(mask.areas[way - 1]),
+            box=mask.boxes[way - 1],
+            mean_score=float(mask.mean_scores[way - 1]),
+        )
+        for way, name in enumerate(header.classes, 1)
+    )

@@ -1,0 +1,423 @@
+"""Registering tasks and changing their support sets."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from service.core.admission import Admission
+from service.core.calls import Call, running
+from service.core.catalog import Catalog
+from service.core.directory import TaskDirectory, task_not_found
+from service.core.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    FewSegError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from service.core.family import ModelFamily
+from service.core.guidance import GuidanceBuilder, ShotSet, infers_background
+from service.core.intake import SupportIntake, count_in, registration_digest, with_ids
+from service.core.leave_one_out import LeaveOneOut
+from service.core.ports import RememberedRequest, Store, TaskChange, Telemetry
+from service.core.requests import BodyDigest, KeyedLocks, RequestId, RequestMemory
+from service.core.segmentation import support_not_found
+from service.core.timing import Stage
+from service.core.types import (
+    AnnotationInput,
+    BackgroundEvidence,
+    Registration,
+    Support,
+    SupportInput,
+    TaskHeader,
+    TaskName,
+    TaskRecord,
+    TaskReport,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Edit:
+    """What a change does to a support set.
+
+    Attributes:
+        supports: The whole set after it.
+        upserted, removed: What the store has to do.
+        judged: Ids of the supports whose agreement is reported.
+    """
+
+    supports: tuple[Support, ...]
+    upserted: tuple[Support, ...] = ()
+    removed: tuple[str, ...] = ()
+    judged: Collection[str] = field(default=())
+
+
+class Tasks:
+    """The tasks of this server.
+
+    Args:
+        admission: Who may run.
+        directory: Finds tasks.
+        catalog: Finds families.
+        builder: Guidance.
+        judge: Leave-one-out.
+        store: Keeps support sets.
+        requests: Remembers request ids.
+        intake: Checks supports.
+        leave_one_out_limit: The most supports judged in one answer.
+        telemetry: Hears stages and the number of tasks.
+        now: The clock, UTC.
+    """
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        directory: TaskDirectory,
+        catalog: Catalog,
+        builder: GuidanceBuilder,
+        judge: LeaveOneOut,
+        store: Store,
+        requests: RequestMemory,
+        intake: SupportIntake,
+        leave_one_out_limit: int,
+        telemetry: Telemetry,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._admission = admission
+        self._directory = directory
+        self._catalog = catalog
+        self._builder = builder
+        self._judge = judge
+        self._store = store
+        self._requests = requests
+        self._intake = intake
+        self._leave_one_out_limit = leave_one_out_limit
+        self._telemetry = telemetry
+        self._now = now
+        self._locks = KeyedLocks()
+
+    async def register(self, registration: Registration, call: Call) -> TaskReport:
+        """Registers a task; once this returns, the task is kept.
+
+        Raises:
+            InvalidArgumentError: An annotation or image is wrong, or a class has no
+                positive pixel (CLASS_WITHOUT_PIXELS).
+            AlreadyExistsError: The name is taken (TASK_EXISTS), or the request id is.
+            NotFoundError: No such tenant or model.
+        """
+        request = RequestId(registration.tenant, "RegisterTask", registration.request_id)
+        body = registration_digest(registration)
+        async with (
+            running(call, self._telemetry),
+            self._admission.slot(call),
+            self._requests.once(request) as remembered,
+        ):
+            if remembered is not None:
+                return self._requests.replay(remembered, body)
+            self._directory.check_tenant(registration.tenant)
+            self._intake.check_count(len(registration.supports))
+            try:
+                with self._catalog.lease(registration.model) as family:
+                    return await self._register(registration, family, request, body, call)
+            except NotFoundError as error:
+                if error.reason == "UNKNOWN_MODEL":
+                    raise error.within("task.model") from None
+                raise
+
+    async def _register(
+        self,
+        registration: Registration,
+        family: ModelFamily,
+        request: RequestId,
+        body: str,
+        call: Call,
+    ) -> TaskReport:
+        header = self._new_header(registration, family)
+        if not await self._directory.is_free(header.name, call):
+            raise AlreadyExistsError(
+                "TASK_EXISTS",
+                f"There is a task '{header.name}' already.",
+                field="task_id",
+                metadata={"name": str(header.name)},
+            )
+        supports = []
+        for index, given in enumerate(registration.supports):
+            try:
+                supports.append(await self._intake.take(given, header.classes, call))
+            except FewSegError as error:
+                raise error.within(f"supports[{index}]") from None
+        record = TaskRecord(header, with_ids(supports, taken=()))
+        images = {given.image.digest: given.image for given in registration.supports}
+        shot_set = await self._builder.shots(
+            family,
+            header,
+            record.supports,
+            call,
+            images=images,
+            field_of=lambda index: f"supports[{index}].image",
+        )
+        if shot_set.missing:
+            raise InvalidArgumentError(*_without_pixels(shot_set, family), field="supports")
+        judged = [support.support_id for support in record.supports]
+
+        async def commit(remember: RememberedRequest | None) -> None:
+            for image in images.values():
+                await self._store.put_image(header.name.tenant, image)
+            await self._store.create(record, remember)
+
+        report = await self._finish(family, record, shot_set, judged, request, body, commit, call)
+        self._telemetry.tasks(await self._store.count())
+        return report
+
+    def _new_header(self, registration: Registration, family: ModelFamily) -> TaskHeader:
+        now = self._now()
+        expiration = registration.expiration
+        return TaskHeader(
+            name=TaskName(
+                registration.tenant, registration.task_id or f"task-{secrets.token_hex(6)}"
+            ),
+            uid=secrets.token_hex(8),
+            display_name=registration.display_name,
+            model=family.alias,
+            classes=registration.classes,
+            revision=1,
+            support_count=len(registration.supports),
+            create_time=now,
+            update_time=now,
+            expire_time=now + expiration if isinstance(expiration, timedelta) else expiration,
+        )
+
+    async def get(self, name: TaskName, call: Call) -> TaskReport:
+        """A task as it is kept."""
+        async with running(call, self._telemetry):
+            record = await self._directory.record(name, call)
+            with self._catalog.lease_of(record.header) as family:
+                guidance = self._builder.peek(family, record.header)
+                if guidance is not None:
+                    background, nbytes = guidance.background, guidance.nbytes
+                else:
+                    inferred = infers_background(family, record.supports)
+                    background = (
+                        BackgroundEvidence.INFERRED if inferred else BackgroundEvidence.GIVEN
+                    )
+                    nbytes = 0
+                return TaskReport(record, family.name, background, nbytes)
+
+    async def list(self, tenant: str, *, page_size: int, after: str) -> Sequence[TaskHeader]:
+        """Headers in the order of task ids, those above ``after``; a short page is the last."""
+        return await self._directory.list(tenant, limit=page_size, after=after)
+
+    async def delete(self, name: TaskName, etag: str) -> None:
+        """Removes a task; raises NotFoundError if there is none."""
+        call = Call()
+        async with self._locks.hold(name):
+            header = await self._directory.header(name, call, etag=etag)
+            found = await self._store.delete(name, etag or None)
+            self._directory.forget(name)
+            self._builder.forget_task(header)
+        if not found:
+            raise task_not_found(name)
+        self._telemetry.tasks(await self._store.count())
+
+    async def add_supports(
+        self,
+        name: TaskName,
+        etag: str,
+        request_id: str,
+        supports: AsyncIterator[SupportInput],
+        call: Call,
+    ) -> TaskReport:
+        """Adds supports as they arrive; all of them, or none.
+
+        Images go to the store one by one and are not held in memory; until the
+        last step they belong to no task.
+        """
+        request = RequestId(name.tenant, "AddSupports", request_id)
+        body = BodyDigest(str(name), etag)
+        async with running(call, self._telemetry), self._requests.once(request) as remembered:
+            if remembered is not None:
+                async for given in supports:
+                    count_in(body, given)
+                return self._requests.replay(remembered, body.hexdigest())
+            record = await self._directory.record(name, call, etag=etag)
+            added = await self._receive(record, supports, body, call)
+
+            async def edit(current: TaskRecord) -> _Edit:
+                self._intake.check_count(len(current.supports) + len(added))
+                taken = [support.support_id for support in current.supports]
+                new = with_ids(added, taken=taken)
+                judged = [support.support_id for support in new]
+                return _Edit(current.supports + new, upserted=new, judged=judged)
+
+            return await self._change(name, etag, request, body.hexdigest(), edit, call)
+
+    async def _receive(
+        self,
+        record: TaskRecord,
+        supports: AsyncIterator[SupportInput],
+        body: BodyDigest,
+        call: Call,
+    ) -> Sequence[Support]:
+        """Checks, computes and stores each support as it comes."""
+        added: list[Support] = []
+        header = record.header
+        async for given in supports:
+            count_in(body, given)
+            self._intake.check_count(len(record.supports) + len(added) + 1)
+            try:
+                async with self._admission.slot(call, patient=True):
+                    support = await self._intake.take(given, header.classes, call)
+                    with self._catalog.lease_of(header) as family:
+                        inferred = infers_background(family, (*record.supports, support))
+                        try:
+                            await self._builder.shot(
+                                family, header, support, call, inferred=inferred, image=given.image
+                            )
+                        except InvalidArgumentError as error:
+                            raise error.within("image") from None
+                    with call.clock.measure(Stage.STORE):
+                        await self._store.put_image(header.name.tenant, given.image)
+            except FewSegError as error:
+                raise error.within(f"supports[{len(added)}]") from None
+            added.append(support)
+        if not added:
+            raise InvalidArgumentError(
+                "NO_SUPPORTS", "The stream ended without a support.", field="support"
+            )
+        return added
+
+    async def annotate_support(
+        self,
+        name: TaskName,
+        support_id: str,
+        annotation: AnnotationInput,
+        *,
+        extend: bool,
+        etag: str,
+        request_id: str,
+        call: Call,
+    ) -> TaskReport:
+        """Replaces the annotation of a known image, or paints more marks over it."""
+        request = RequestId(name.tenant, "AnnotateSupport", request_id)
+        body = BodyDigest(str(name), support_id, annotation, extend, etag).hexdigest()
+
+        async def edit(current: TaskRecord) -> _Edit:
+            old = current.support(support_id)
+            if old is None:
+                raise support_not_found(support_id)
+            new = await self._intake.annotate(
+                old, annotation, current.header.classes, call, extend=extend
+            )
+            supports = tuple(new if s is old else s for s in current.supports)
+            return _Edit(supports, upserted=(new,))
+
+        return await self._change_once(name, etag, request, body, edit, call)
+
+    async def remove_support(
+        self, name: TaskName, support_id: str, *, etag: str, request_id: str, call: Call
+    ) -> TaskReport:
+        """Removes a support; every class must still be shown by another."""
+        request = RequestId(name.tenant, "RemoveSupport", request_id)
+        body = BodyDigest(str(name), support_id, etag).hexdigest()
+
+        async def edit(current: TaskRecord) -> _Edit:
+            if current.support(support_id) is None:
+                raise support_not_found(support_id)
+            left = tuple(s for s in current.supports if s.support_id != support_id)
+            return _Edit(left, removed=(support_id,))
+
+        return await self._change_once(name, etag, request, body, edit, call)
+
+    async def _change_once(
+        self,
+        name: TaskName,
+        etag: str,
+        request: RequestId,
+        body: str,
+        edit: Callable[[TaskRecord], Awaitable[_Edit]],
+        call: Call,
+    ) -> TaskReport:
+        async with running(call, self._telemetry), self._requests.once(request) as remembered:
+            if remembered is not None:
+                return self._requests.replay(remembered, body)
+            return await self._change(name, etag, request, body, edit, call)
+
+    async def _change(
+        self,
+        name: TaskName,
+        etag: str,
+        request: RequestId,
+        body: str,
+        edit: Callable[[TaskRecord], Awaitable[_Edit]],
+        call: Call,
+    ) -> TaskReport:
+        async with self._admission.slot(call), self._locks.hold(name):
+            before = await self._directory.record(name, call, etag=etag)
+            with self._catalog.lease_of(before.header) as family:
+                edited = await edit(before)
+                header = replace(
+                    before.header,
+                    revision=before.header.revision + 1,
+                    support_count=len(edited.supports),
+                    update_time=self._now(),
+                )
+                record = TaskRecord(header, edited.supports)
+                shot_set = await self._builder.shots(family, header, record.supports, call)
+                if shot_set.missing:
+                    raise FailedPreconditionError(*_without_pixels(shot_set, family))
+
+                async def commit(remember: RememberedRequest | None) -> None:
+                    change = TaskChange(header, edited.upserted, edited.removed, remember)
+                    try:
+                        await self._store.apply(change)
+                    finally:
+                        # Whatever happened, the store knows better now.
+                        self._directory.forget(name)
+
+                report = await self._finish(
+                    family, record, shot_set, edited.judged, request, body, commit, call
+                )
+                self._builder.forget(family, before.header)
+                return report
+
+    async def _finish(
+        self,
+        family: ModelFamily,
+        record: TaskRecord,
+        shot_set: ShotSet,
+        judged: Collection[str],
+        request: RequestId,
+        body: str,
+        commit: Callable[[RememberedRequest | None], Awaitable[None]],
+        call: Call,
+    ) -> TaskReport:
+        """Merges, judges, commits, and keeps the guidance for the queries to come."""
+        merged = self._builder.merge(family, shot_set.shots, call)
+        limited = list(judged)[: self._leave_one_out_limit]
+        report = TaskReport(
+            record=record,
+            family=family.name,
+            background=shot_set.background,
+            guidance_bytes=sum(tensor.nbytes for tensor in merged.values()),
+            leave_one_out=await self._judge.judge(
+                family, record.header, record.supports, shot_set, limited, call
+            ),
+        )
+        with call.clock.measure(Stage.STORE):
+            await commit(self._requests.to_remember(request, body, report))
+        self._directory.note(record.header)
+        await self._builder.keep(family, record.header, merged, shot_set.background)
+        return report
+
+
+def _without_pixels(shot_set: ShotSet, family: ModelFamily) -> tuple[str, str]:
+    names = ", ".join(f"'{name}'" for name in shot_set.missing)
+    size = f" at the network's {family.input_size}" if family.input_size else ""
+    return (
+        "CLASS_WITHOUT_PIXELS",
+        f"No support of the task shows a pixel of {names}{size}; annotate one.",
+    )
