@@ -106,7 +106,8 @@ class Admission:
         limits = [call.remaining(), None if patient else self._queue_seconds]
         timeout = min((limit for limit in limits if limit is not None), default=None)
         try:
-            await asyncio.wait_for(turn, timeout)
+            async with asyncio.timeout(timeout):
+                await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
                 # The slot was handed over in the moment the caller gave up.
@@ -149,7 +150,8 @@ class Admission:
         if self.in_flight == 0:
             return True
         try:
-            await asyncio.wait_for(self._idle.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True

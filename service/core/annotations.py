@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -97,7 +98,16 @@ def merge(
 
 def digest(annotation: Annotation) -> str:
     """Hexadecimal SHA-256 of what an annotation says; equal for equal annotations."""
-    return hashlib.sha256(msgspec.msgpack.encode(annotation, order="deterministic")).hexdigest()
+    ordered = replace(annotation, marks=tuple(map(_in_value_order, annotation.marks)))
+    return hashlib.sha256(msgspec.msgpack.encode(ordered)).hexdigest()
+
+
+def _in_value_order(mark: Mark) -> Mark:
+    """The mark with its mapping sorted: equal mappings are to be encoded alike."""
+    if not isinstance(mark.geometry, IndexMask):
+        return mark
+    ordered = dict(sorted(mark.geometry.class_of_value.items()))
+    return replace(mark, geometry=msgspec.structs.replace(mark.geometry, class_of_value=ordered))
 
 
 def _dense(geometry: Geometry) -> bool:

@@ -49,7 +49,8 @@ class BodyDigest:
 
     def add(self, *values: Any) -> None:
         """Counts further values in."""
-        encoded = msgspec.msgpack.encode(values)
+        plain = msgspec.to_builtins(values, str_keys=True, builtin_types=(bytes,))
+        encoded = msgspec.msgpack.encode(plain, order="deterministic")
         self._hash.update(len(encoded).to_bytes(8, "big") + encoded)
 
     def hexdigest(self) -> str:

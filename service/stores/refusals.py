@@ -1,0 +1,90 @@
+"""The refusals of every store, so that callers cannot tell stores apart by them."""
+
+from __future__ import annotations
+
+from service.core.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from service.core.ports import RememberedRequest
+from service.core.types import TaskName
+
+#: Seconds; room comes back when tasks expire or a person makes some.
+_ROOM_RETRY = 30.0
+#: Seconds; a store that failed once may answer the next call.
+_FAILURE_RETRY = 5.0
+
+
+def task_exists(name: TaskName) -> AlreadyExistsError:
+    """The name is taken."""
+    return AlreadyExistsError(
+        "TASK_EXISTS",
+        f"{name} exists; choose another task id, or delete it first.",
+        metadata={"task": str(name)},
+    )
+
+
+def task_not_found(name: TaskName) -> NotFoundError:
+    """There is no such task."""
+    return NotFoundError(
+        "TASK_NOT_FOUND",
+        f"{name} does not exist; register it first.",
+        metadata={"task": str(name)},
+    )
+
+
+def stale_etag(name: TaskName) -> AbortedError:
+    """Another change came first."""
+    return AbortedError(
+        "STALE_ETAG",
+        f"{name} has changed since it was read; read it again and repeat.",
+        metadata={"task": str(name)},
+    )
+
+
+def request_id_reused(request: RememberedRequest) -> AlreadyExistsError:
+    """A request of that id was carried out before."""
+    return AlreadyExistsError(
+        "REQUEST_ID_REUSED",
+        f"Request id {request.request_id} was used before; send a new one.",
+        field="request_id",
+        metadata={"request_id": request.request_id},
+    )
+
+
+def image_not_found(digest: str) -> NotFoundError:
+    """The image was never put, or no task used it any more."""
+    return NotFoundError(
+        "IMAGE_NOT_FOUND",
+        f"The image with digest {digest} is not kept here; send it again.",
+        metadata={"digest": digest},
+    )
+
+
+def too_many_tasks(max_tasks: int) -> ResourceExhaustedError:
+    """The store holds as many tasks as it may."""
+    return ResourceExhaustedError(
+        "TOO_MANY_TASKS",
+        f"The server holds its maximum of {max_tasks} tasks; delete some first.",
+        retry_after=_ROOM_RETRY,
+        metadata={"max_tasks": str(max_tasks)},
+    )
+
+
+def store_full() -> ResourceExhaustedError:
+    """There is no room on the disk."""
+    return ResourceExhaustedError(
+        "STORE_FULL",
+        "The server has no room to keep this; try again once room has been made.",
+        retry_after=_ROOM_RETRY,
+    )
+
+
+def store_unavailable(
+    message: str = "The task store does not answer; try again later.",
+) -> UnavailableError:
+    """The store cannot do its work."""
+    return UnavailableError("STORE_UNAVAILABLE", message, retry_after=_FAILURE_RETRY)

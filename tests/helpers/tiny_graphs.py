@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graphs of the tiny families of ``tiny_repository``, in ONNX's own text form."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, parser
+
+STRIDE = 8
+CHANNELS = 8
+_CONSTANTS = {
+    "flat": np.array([0, 0, -1], np.int64),
+    "axis_1": np.array([1], np.int64),
+    "axis_2": np.array([2], np.int64),
+    "from_1": np.array([1], np.int64),
+    "from_0": np.array([0], np.int64),
+    "to_end": np.array([np.iinfo(np.int64).max], np.int64),
+    "last_two": np.array([-2, -1], np.int64),
+    "always": np.array(True),
+    "noise_shape": np.array([32, 32], np.int64),
+    "zero": np.array(0, np.float32),
+    "one": np.array(1, np.float32),
+    "tiny": np.array(1e-5, np.float32),
+    "eps": np.array(1e-6, np.float32),
+    "scale": np.array(20, np.float32),
+    "floor": np.array(-40, np.float32),
+    "scales": np.array([1, 1, STRIDE, STRIDE], np.float32),
+}
+
+_HEADER = '<ir_version: 10, opset_import: ["" : 17]>'
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """What ``write_tiny_repository`` is asked for; see there."""
+
+    alias: str
+    size: int
+    seed: int
+    created: datetime
+    binary: bool
+    stack: bool
+    slow_decode: int
+    way_buckets: tuple[int, ...]
+    shot_buckets: tuple[int, ...]
+
+    @property
+    def digest(self) -> str:
+        settings = replace(self, created=datetime.min)
+        return hashlib.sha256(repr(settings).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        return f"{self.alias}-{self.digest[:8]}"
+
+    @property
+    def grid(self) -> int:
+        return self.size // STRIDE
+
+
+def _model(text: str, initializers: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """Parses a graph and gives it those initializers that it uses."""
+    model = parser.parse_model(f"{_HEADER}\n{text}")
+    used = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(values, name)
+        for name, values in initializers.items()
+        if name in used
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
+def features(family: TinyFamily) -> onnx.ModelProto:
+    """Mean colour of each cell, centred, with a constant, under an isometry to eight channels."""
+    random = np.random.default_rng(family.seed)
+    isometry = np.linalg.qr(random.normal(size=(CHANNELS, 4)))[0].astype(np.float32)
+    # The constant keeps grey cells away from zero, where a cosine says nothing.
+    constant = np.float32(0.25 + 0.05 * (family.seed % 4))
+    kernel = np.broadcast_to(
+        isometry[:, :3, None, None] / np.float32(255 * STRIDE**2), (CHANNELS, 3, STRIDE, STRIDE)
+    )
+    bias = isometry @ np.array([-0.5, -0.5, -0.5, constant], np.float32)
+    size, grid = family.size, family.grid
+    return _model(
+        f"""features (uint8[N,{size},{size},3] image)
+            => (float[N,{CHANNELS},{grid},{grid}] features) {{
+          pixels = Cast <to = 1> (image)
+          planar = Transpose <perm = [0, 3, 1, 2]> (pixels)
+          features = Conv <strides = [{STRIDE}, {STRIDE}]> (planar, kernel, bias)
+        }}""",
+        {"kernel": np.ascontiguousarray(kernel), "bias": bias},
+    )
+
+
+_POOL = """
+    raised = Resize
+        <mode = "linear", coordinate_transformation_mode = "half_pixel"> (features, , scales)
+    flat_features = Reshape (raised, flat)
+    cells = Transpose <perm = [0, 2, 1]> (flat_features)
+    flat_planes = Reshape (planes, flat)
+"""
+
+
+def _pooled(name: str, planes: str) -> str:
+    """Masked average pooling of the raised features under ``planes`` [N, rows, H * W]."""
+    return f"""
+    {name}_sums = MatMul ({planes}, cells)
+    {name}_areas = ReduceSum <keepdims = 1> ({planes}, axis_2)
+    {name}_divisors = Add ({name}_areas, tiny)
+    {name} = Div ({name}_sums, {name}_divisors)
+"""
+
+
+def guide(family: TinyFamily) -> onnx.ModelProto:
+    size, grid = family.size, family.grid
+    inputs = f"float[N,{CHANNELS},{grid},{grid}] features, float[N,P,{size},{size}] planes"
+    if not family.binary:
+        outputs = f"float[N,P,{CHANNELS}] prototypes"
+        body = _POOL + _pooled("prototypes", "flat_planes")
+        if not family.stack:
+            outputs += ", float[N,P] weights"
+            body += """
+    peaks = ReduceMax <axes = [2], keepdims = 0> (flat_planes)
+    positive = Greater (peaks, zero)
+    present = Cast <to = 1> (positive)
+    way_weights = Slice (present, from_1, to_end, axis_1)
+    background_present = Slice (present, from_0, from_1, axis_1)
+    ways_present = ReduceSum <keepdims = 1> (way_weights, axis_1)
+    shots = Max (ways_present, one)
+    background_weight = Mul (background_present, shots)
+    weights = Concat <axis = 1> (background_weight, way_weights)
+"""
+    else:
+        outputs = f"float[N,W,{CHANNELS}] foreground, float[N,W,{CHANNELS}] background"
+        body = _POOL + "way_planes = Slice (flat_planes, from_1, to_end, axis_1)\n"
+        body += "all_planes = ReduceSum <keepdims = 1> (flat_planes, axis_1)\n"
+        body += "other_planes = Sub (all_planes, way_planes)\n"
+        body += _pooled("foreground", "way_planes") + _pooled("background", "other_planes")
+        if not family.stack:
+            outputs += ", float[N,W] foreground_weights"
+            body += """
+    peaks = ReduceMax <axes = [2], keepdims = 0> (way_planes)
+    positive = Greater (peaks, zero)
+    foreground_weights = Cast <to = 1> (positive)
+"""
+    return _model(f"guide ({inputs}) => ({outputs}) {{ {body} }}", _CONSTANTS)
+
+
+def _slow(rounds: int) -> str:
+    """Lines that turn ``quick`` into the equal ``logits``, slowly."""
+    if rounds == 0:
+        return "logits = Identity (quick)\n"
+    return """
+    top = ReduceMax <keepdims = 0> (quick)
+    noise = Expand (top, noise_shape)
+    last = Loop (rounds, always, noise) <body = round
+        (int64 i, bool go, float[32,32] state) => (bool stay, float[32,32] next)
+        { stay = Identity (go) next = Sin (state) }>
+    peak = ReduceMax <keepdims = 0> (last)
+    none = Mul (peak, zero)
+    logits = Add (quick, none)
+"""
+
+
+_COSINES = """
+    feature_norms = ReduceL2 <axes = [1], keepdims = 1> (features)
+    feature_divisors = Max (feature_norms, eps)
+    unit_map = Div (features, feature_divisors)
+    cells = Reshape (unit_map, flat)
+"""
+
+
+def _cosines(name: str, rows: str, cells: str = "cells") -> str:
+    """20 * cosine of ``rows`` [..., rows, C] with every cell [..., C, h * w]."""
+    return f"""
+    {name}_norms = ReduceL2 <axes = [-1], keepdims = 1> ({rows})
+    {name}_divisors = Max ({name}_norms, eps)
+    {name}_units = Div ({rows}, {name}_divisors)
+    {name}_cosines = MatMul ({name}_units, {cells})
+    {name} = Mul ({name}_cosines, scale)
+"""
+
+
+def decode(family: TinyFamily) -> onnx.ModelProto:
+    grid = family.grid
+    shots = "S," if family.stack else ""
+    features = f"float[N,{CHANNELS},{grid},{grid}] features"
+    if family.binary:
+        guidance = "".join(
+            f", float[N,{shots}W,{CHANNELS}] {name}" for name in ("foreground", "background")
+        )
+        body = _COSINES + (_shot_margins() if family.stack else _margins())
+        logits = f"float[N,W,{'S' if family.stack else 1},{grid},{grid}] logits"
+    else:
+        guidance = f", float[N,{shots}P,{CHANNELS}] prototypes"
+        rows = "prototypes"
+        body = _COSINES
+        if family.stack:
+            rows = "mean_prototypes"
+            body += "shot_weights = Unsqueeze (validity, last_two)\n"
+            body += "valid_prototypes = Mul (prototypes, shot_weights)\n"
+            # A cosine does not care for length: the sum over real shots is as good as the mean.
+            body += "mean_prototypes = ReduceSum <keepdims = 0> (valid_prototypes, axis_1)\n"
+        body += _cosines("scores", rows) + "quick = Reshape (scores, maps)\n"
+        logits = f"float[N,P,1,{grid},{grid}] logits"
+    if family.stack:
+        guidance += ", float[N,S] validity"
+    body += _slow(family.slow_decode)
+    constants = {
+        **_CONSTANTS,
+        "maps": np.array([0, 0, 1, grid, grid], np.int64),
+        "shot_maps": np.array([0, 0, 0, grid, grid], np.int64),
+        "rounds": np.array(family.slow_decode, np.int64),
+    }
+    return _model(f"decode ({features}{guidance}) => ({logits}) {{ {body} }}", constants)
+
+
+def _margins() -> str:
+    margins = _cosines("near", "foreground") + _cosines("far", "background")
+    return margins + "margins = Sub (near, far)\nquick = Reshape (margins, maps)\n"
+
+
+def _shot_margins() -> str:
+    """Margins per shot; minus 40 for padded shots and for shots that do not show the way."""
+    return (
+        "shot_cells = Unsqueeze (cells, axis_1)\n"
+        + _cosines("near", "foreground", "shot_cells")
+        + _cosines("far", "background", "shot_cells")
+        + """
+    margins = Sub (near, far)
+    shown_truth = Greater (near_norms, zero)
+    shown = Cast <to = 1> (shown_truth)
+    valid = Unsqueeze (validity, last_two)
+    active = Mul (shown, valid)
+    idle = Sub (one, active)
+    lowest = Mul (idle, floor)
+    real = Mul (margins, active)
+    shot_first = Add (real, lowest)
+    way_first = Transpose <perm = [0, 2, 1, 3]> (shot_first)
+    quick = Reshape (way_first, shot_maps)
+"""
+    )

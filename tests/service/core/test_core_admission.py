@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from service.core.admission import Admission
+from service.core.calls import Call
+from service.core.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
+from service.core.ports import SilentTelemetry
+from service.core.timing import Stage
+
+
+def admission(slots: int = 1, in_flight: int = 2, queue_seconds: float = 5.0) -> Admission:
+    return Admission(
+        slots=slots, in_flight=in_flight, queue_seconds=queue_seconds, telemetry=SilentTelemetry()
+    )
+
+
+class Holder:
+    """Takes a slot and keeps it until it is told to let go."""
+
+    def __init__(self, door: Admission, call: Call | None = None, patient: bool = False) -> None:
+        self.inside = asyncio.Event()
+        self.leave = asyncio.Event()
+        self.call = call or Call()
+        self.task = asyncio.create_task(self._hold(door, patient))
+
+    async def _hold(self, door: Admission, patient: bool) -> None:
+        async with door.slot(self.call, patient=patient):
+            self.inside.set()
+            await self.leave.wait()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_first_come_first_served() -> None:
+    door = admission(in_flight=10)
+    holders = [Holder(door)]
+    await holders[0].inside.wait()
+    for _ in range(3):
+        holders.append(Holder(door))
+        await settle()
+    for position, holder in enumerate(holders):
+        assert [h.inside.is_set() for h in holders] == [p <= position for p in range(4)]
+        holder.leave.set()
+        await holder.task
+        await settle()
+    assert door.in_flight == 0
+    assert holders[3].call.clock.seconds[Stage.QUEUE] > 0
+
+
+async def test_a_full_house_refuses_at_once_with_a_time_to_come_back() -> None:
+    door = admission()
+    running, waiting = Holder(door), Holder(door)
+    await settle()
+    started = time.monotonic()
+    with pytest.raises(ResourceExhaustedError) as refusal:
+        async with door.slot(Call()):
+            pytest.fail("admitted into a full house")
+    assert time.monotonic() - started < 1.0
+    assert (refusal.value.reason, refusal.value.retry_after > 0) == ("OVERLOADED", True)
+    for holder in (running, waiting):
+        holder.leave.set()
+        await holder.task
+    assert door.in_flight == 0
+
+
+async def test_streams_wait_where_others_are_refused() -> None:
+    door = admission()
+    holders = [Holder(door), Holder(door), Holder(door, patient=True)]
+    await settle()
+    assert not holders[2].task.done()
+    for holder in holders:
+        holder.leave.set()
+        await holder.task
+    assert holders[2].inside.is_set()
+
+
+async def test_an_expired_wait_frees_its_place() -> None:
+    door = admission(in_flight=10)
+    running = Holder(door)
+    await running.inside.wait()
+    patient = Call(deadline=time.monotonic() + 0.05)
+    with pytest.raises(DeadlineExceededError):
+        async with door.slot(patient, patient=True):
+            pytest.fail("admitted")
+    assert door.in_flight == 1
+    running.leave.set()
+    await running.task
+    async with door.slot(Call()):
+        assert door.in_flight == 1
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_at_the_door() -> None:
+    door = admission(in_flight=10)
+    running = Holder(door)
+    await running.inside.wait()
+    with pytest.raises(ResourceExhaustedError):
+        async with door.slot(Call(deadline=time.monotonic() + 1e-4)):
+            pytest.fail("admitted")
+    running.leave.set()
+    await running.task
+
+
+async def test_a_cancelled_waiter_passes_the_slot_on() -> None:
+    door = admission(in_flight=10)
+    running, gives_up, stays = Holder(door), Holder(door), Holder(door)
+    await settle()
+    running.leave.set()
+    gives_up.task.cancel()  # in the very moment when the slot is handed over
+    await settle()
+    stays.leave.set()
+    await asyncio.wait_for(stays.task, 1)
+    await asyncio.gather(running.task, gives_up.task, return_exceptions=True)
+    assert door.in_flight == 0
+
+
+async def test_queue_seconds_bound_the_wait() -> None:
+    door = admission(in_flight=10, queue_seconds=0.06)
+    running = Holder(door)
+    await running.inside.wait()
+    with pytest.raises(ResourceExhaustedError) as refusal:
+        async with door.slot(Call()):
+            pytest.fail("admitted")
+    assert refusal.value.reason == "OVERLOADED"
+    running.leave.set()
+    await running.task
+
+
+async def test_drain_waits_for_those_inside_and_admits_nobody() -> None:
+    door = admission()
+    inside = Holder(door)
+    await inside.inside.wait()
+    assert await door.drain(0.02) is False
+    with pytest.raises(UnavailableError):
+        async with door.slot(Call()):
+            pytest.fail("admitted")
+    draining = asyncio.create_task(door.drain(5))
+    await settle()
+    inside.leave.set()
+    assert await draining is True
+    await inside.task
