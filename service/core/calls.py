@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from service.core.errors import DeadlineExceededError
 from service.core.ports import Telemetry
 from service.core.timing import StageClock
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -39,6 +42,16 @@ def deadline_exceeded() -> DeadlineExceededError:
     return DeadlineExceededError(
         "DEADLINE_EXCEEDED", "The deadline passed before the answer was ready."
     )
+
+
+async def finished(work: Coroutine[Any, Any, Result]) -> Result:
+    """Awaits work that must not be left half-way: a caller that gives up waits for its end."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 @asynccontextmanager

@@ -139,5 +139,7 @@ class LeaveOneOut:
         )
         found = ((way, agreement(mask.labels, labels, way)) for way in ways)
         return tuple(
-            ClassAgreement(header.classes[way - 1], float(iou)) for way, iou in found if iou is not None
+            ClassAgreement(header.classes[way - 1], float(iou))
+            for way, iou in found
+            if iou is not None
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from service.core.admission import Admission
-from service.core.calls import Call, running
+from service.core.calls import Call, finished, running
 from service.core.catalog import Catalog
 from service.core.directory import TaskDirectory, task_not_found
 from service.core.errors import (
@@ -32,6 +32,7 @@ from service.core.types import (
     Registration,
     Support,
     SupportInput,
+    SupportSummary,
     TaskHeader,
     TaskName,
     TaskRecord,
@@ -205,7 +206,9 @@ class Tasks:
                         BackgroundEvidence.INFERRED if inferred else BackgroundEvidence.GIVEN
                     )
                     nbytes = 0
-                return TaskReport(record, family.name, background, nbytes)
+                return TaskReport(
+                    record.header, _summaries(record), family.name, background, nbytes
+                )
 
     async def list(self, tenant: str, *, page_size: int, after: str) -> Sequence[TaskHeader]:
         """Headers in the order of task ids, those above ``after``; a short page is the last."""
@@ -216,9 +219,11 @@ class Tasks:
         call = Call()
         async with self._locks.hold(name):
             header = await self._directory.header(name, call, etag=etag)
-            found = await self._store.delete(name, etag or None)
-            self._directory.forget(name)
-            self._builder.forget_task(header)
+            try:
+                found = await finished(self._store.delete(name, etag or None))
+            finally:
+                self._directory.forget(name)
+                self._builder.forget_task(header)
         if not found:
             raise task_not_found(name)
         self._telemetry.tasks(await self._store.count())
@@ -373,7 +378,7 @@ class Tasks:
                 async def commit(remember: RememberedRequest | None) -> None:
                     change = TaskChange(header, edited.upserted, edited.removed, remember)
                     try:
-                        await self._store.apply(change)
+                        await finished(self._store.apply(change))
                     finally:
                         # Whatever happened, the store knows better now.
                         self._directory.forget(name)
@@ -399,7 +404,8 @@ class Tasks:
         merged = self._builder.merge(family, shot_set.shots, call)
         limited = list(judged)[: self._leave_one_out_limit]
         report = TaskReport(
-            record=record,
+            header=record.header,
+            supports=_summaries(record),
             family=family.name,
             background=shot_set.background,
             guidance_bytes=sum(tensor.nbytes for tensor in merged.values()),
@@ -412,6 +418,10 @@ class Tasks:
         self._directory.note(record.header)
         await self._builder.keep(family, record.header, merged, shot_set.background)
         return report
+
+
+def _summaries(record: TaskRecord) -> tuple[SupportSummary, ...]:
+    return tuple(SupportSummary.of(support) for support in record.supports)
 
 
 def _without_pixels(shot_set: ShotSet, family: ModelFamily) -> tuple[str, str]:

@@ -269,18 +269,41 @@ class ClassAgreement:
 
 
 @dataclass(frozen=True, slots=True)
+class SupportSummary:
+    """A support as an answer shows it: its pixels and marks stay in the store."""
+
+    support_id: str
+    image_size: Size
+    shot_classes: tuple[str, ...]
+    mark_count: int
+
+    @classmethod
+    def of(cls, support: Support) -> SupportSummary:
+        """The summary of a support."""
+        annotation = support.annotation
+        return cls(
+            support.support_id,
+            support.image_size,
+            annotation.shot_classes,
+            len(annotation.marks),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TaskReport:
     """A task as an answer shows it.
 
     Attributes:
-        record: The task; calls that list tasks leave the supports empty.
+        header: Everything but the supports.
+        supports: In the order of the set.
         family: Family that the alias stands for.
         background: Where the background evidence comes from.
         guidance_bytes: Size of the merged guidance.
         leave_one_out: Agreement by support id, where it was computed.
     """
 
-    record: TaskRecord
+    header: TaskHeader
+    supports: tuple[SupportSummary, ...]
     family: str
     background: BackgroundEvidence
     guidance_bytes: int

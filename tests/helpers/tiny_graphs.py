@@ -46,6 +46,7 @@ class TinyFamily:
     created: datetime
     binary: bool
     stack: bool
+    query_features: bool
     slow_decode: int
     way_buckets: tuple[int, ...]
     shot_buckets: tuple[int, ...]
@@ -62,6 +63,11 @@ class TinyFamily:
     @property
     def grid(self) -> int:
         return self.size // STRIDE
+
+    @property
+    def query_maps(self) -> str:
+        """What decode takes of the query image."""
+        return "query_maps" if self.query_features else "features"
 
 
 def _model(text: str, initializers: Mapping[str, np.ndarray]) -> onnx.ModelProto:
@@ -96,6 +102,16 @@ def features(family: TinyFamily) -> onnx.ModelProto:
           features = Conv <strides = [{STRIDE}, {STRIDE}]> (planar, kernel, bias)
         }}""",
         {"kernel": np.ascontiguousarray(kernel), "bias": bias},
+    )
+
+
+def query_features(family: TinyFamily) -> onnx.ModelProto:
+    """Twice the features, which a cosine does not notice."""
+    maps = f"float[N,{CHANNELS},{family.grid},{family.grid}]"
+    return _model(
+        f"query_features ({maps} features) => ({maps} query_maps) {{"
+        "query_maps = Add (features, features) }",
+        {},
     )
 
 
@@ -169,10 +185,12 @@ def _slow(rounds: int) -> str:
 """
 
 
-_COSINES = """
-    feature_norms = ReduceL2 <axes = [1], keepdims = 1> (features)
+def _unit_cells(maps: str) -> str:
+    """Feature maps as ``cells`` [N, C, h * w] of length one."""
+    return f"""
+    feature_norms = ReduceL2 <axes = [1], keepdims = 1> ({maps})
     feature_divisors = Max (feature_norms, eps)
-    unit_map = Div (features, feature_divisors)
+    unit_map = Div ({maps}, feature_divisors)
     cells = Reshape (unit_map, flat)
 """
 
@@ -191,17 +209,17 @@ def _cosines(name: str, rows: str, cells: str = "cells") -> str:
 def decode(family: TinyFamily) -> onnx.ModelProto:
     grid = family.grid
     shots = "S," if family.stack else ""
-    features = f"float[N,{CHANNELS},{grid},{grid}] features"
+    maps = f"float[N,{CHANNELS},{grid},{grid}] {family.query_maps}"
+    body = _unit_cells(family.query_maps)
     if family.binary:
         guidance = "".join(
             f", float[N,{shots}W,{CHANNELS}] {name}" for name in ("foreground", "background")
         )
-        body = _COSINES + (_shot_margins() if family.stack else _margins())
+        body += _shot_margins() if family.stack else _margins()
         logits = f"float[N,W,{'S' if family.stack else 1},{grid},{grid}] logits"
     else:
         guidance = f", float[N,{shots}P,{CHANNELS}] prototypes"
         rows = "prototypes"
-        body = _COSINES
         if family.stack:
             rows = "mean_prototypes"
             body += "shot_weights = Unsqueeze (validity, last_two)\n"
@@ -219,7 +237,7 @@ def decode(family: TinyFamily) -> onnx.ModelProto:
         "shot_maps": np.array([0, 0, 0, grid, grid], np.int64),
         "rounds": np.array(family.slow_decode, np.int64),
     }
-    return _model(f"decode ({features}{guidance}) => ({logits}) {{ {body} }}", constants)
+    return _model(f"decode ({maps}{guidance}) => ({logits}) {{ {body} }}", constants)
 
 
 def _margins() -> str:

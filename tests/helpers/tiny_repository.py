@@ -17,7 +17,8 @@ import onnx
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from tests.helpers.tiny_graphs import TinyFamily, decode, features, guide
+from tests.helpers import tiny_graphs
+from tests.helpers.tiny_graphs import TinyFamily
 
 CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -36,6 +37,7 @@ def write_tiny_repository(
     created: datetime = CREATED,
     binary: bool = False,
     stack: bool = False,
+    query_features: bool = False,
     slow_decode: int = 0,
     way_buckets: Sequence[int] = (1, 2, 4, 8),
     shot_buckets: Sequence[int] = (1, 2, 4, 8, 16),
@@ -58,6 +60,7 @@ def write_tiny_repository(
         created: ``fewseg.created``.
         binary: Margins per way instead of competing ways.
         stack: Guidance stacked over shots instead of averaged.
+        query_features: With a graph of that role between ``features`` and ``decode``.
         slow_decode: Rounds of useless work in ``decode``; 1000 take about 2 ms.
         way_buckets: ``fewseg.way_buckets``.
         shot_buckets: ``fewseg.shot_buckets``.
@@ -72,11 +75,16 @@ def write_tiny_repository(
         created,
         binary,
         stack,
+        query_features,
         slow_decode,
         tuple(way_buckets),
         tuple(shot_buckets),
     )
-    graphs = {"guide": guide(family), "decode": decode(family), "features": features(family)}
+    graphs = {"guide": tiny_graphs.guide(family), "decode": tiny_graphs.decode(family)}
+    if query_features:
+        graphs["query_features"] = tiny_graphs.query_features(family)
+    # As the exporter does: the graph that makes a family look complete comes last.
+    graphs["features"] = tiny_graphs.features(family)
     for role in ("support_encoder", "query_decoder"):
         write_model(root, _ensemble_config(family, role, graphs))
     for role, model in graphs.items():
@@ -120,13 +128,16 @@ def _weighted(weight: str) -> dict[str, str]:
 
 
 def _parameters(family: TinyFamily, role: str) -> dict[str, str]:
+    roles = ["features", "guide", "decode", "support_encoder", "query_decoder"]
+    if family.query_features:
+        roles.append("query_features")
     margin = "any_shot" if family.stack else "margin"
     return {
         "schema": "1",
         "family": family.name,
         "alias": family.alias,
         "role": role,
-        "graphs": "decode,features,guide,query_decoder,support_encoder",
+        "graphs": ",".join(sorted(roles)),
         "method": "panet",
         "digest": family.digest,
         "created": family.created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -184,14 +195,16 @@ def _add_tensors(fields: object, values: Sequence[onnx.ValueInfoProto]) -> None:
 def _ensemble_config(
     family: TinyFamily, role: str, graphs: Mapping[str, onnx.ModelProto]
 ) -> model_config_pb2.ModelConfig:
-    second = "guide" if role == "support_encoder" else "decode"
+    path = ["features", "guide"] if role == "support_encoder" else ["features", "decode"]
+    if role == "query_decoder" and family.query_features:
+        path.insert(1, "query_features")
     config = _base_config(family, role)
     config.platform = "ensemble"
-    first, last = graphs["features"].graph, graphs[second].graph
-    others = [value for value in last.input if value.name != "features"]
-    _add_tensors(config.input, [*first.input, *others])
+    first, last = graphs["features"].graph, graphs[path[-1]].graph
+    made = {"features", family.query_maps}
+    _add_tensors(config.input, [*first.input, *(v for v in last.input if v.name not in made)])
     _add_tensors(config.output, last.output)
-    for step_role in ("features", second):
+    for step_role in path:
         graph = graphs[step_role].graph
         step = config.ensemble_scheduling.step.add(
             model_name=f"{family.name}_{step_role}", model_version=-1

@@ -30,7 +30,9 @@ shots = st.lists(st.tuples(rows, weights), min_size=1, max_size=6)
 
 @settings(max_examples=100, deadline=None)
 @given(shots, st.randoms())
-def test_a_weighted_mean_does_not_depend_on_the_order_of_shots(given_shots: Any, random: Any) -> None:
+def test_a_weighted_mean_does_not_depend_on_the_order_of_shots(
+    given_shots: Any, random: Any
+) -> None:
     family = family_with(WEIGHTED)
     one = [{"prototypes": p, "weights": w} for p, w in given_shots]
     other = list(one)

@@ -18,9 +18,9 @@ from service.core.types import (
     Scribble,
     Size,
     Support,
+    SupportSummary,
     TaskHeader,
     TaskName,
-    TaskRecord,
     TaskReport,
 )
 
@@ -66,7 +66,8 @@ headers = st.builds(
 )
 reports = st.builds(
     TaskReport,
-    st.builds(TaskRecord, headers, st.lists(supports, max_size=3).map(tuple)),
+    headers,
+    st.lists(supports.map(SupportSummary.of), max_size=3).map(tuple),
     names,
     st.sampled_from(BackgroundEvidence),
     st.integers(0, 2**40),

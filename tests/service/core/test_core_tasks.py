@@ -82,12 +82,12 @@ async def stream(*supports: SupportInput) -> AsyncIterator[SupportInput]:
 
 async def test_a_registered_task_finds_its_class(gateway: Gateway) -> None:
     report = await gateway.tasks.register(red_registration(), Call())
-    assert str(report.record.header.name) == "tenants/default/tasks/reds"
+    assert str(report.header.name) == "tenants/default/tasks/reds"
     assert report.background is BackgroundEvidence.GIVEN
     assert report.guidance_bytes > 0
     answer = await gateway.segmenter.segment(query(red_query()), Call())
     assert intersection_over_union(labels_of(answer), QUERY_BOX) > 0.8
-    assert answer.etag == report.record.header.etag
+    assert answer.etag == report.header.etag
     assert answer.classes[0].box is not None
 
 
@@ -101,7 +101,7 @@ async def test_only_what_changed_is_computed_again(
     report = await gateway.tasks.register(red_registration(), Call())
     assert runs_since(before) == {"features": 1, "guide": 1}
 
-    support_id = report.record.supports[0].support_id
+    support_id = report.supports[0].support_id
     before = Counter(telemetry.runs)
     await gateway.tasks.annotate_support(
         TASK, support_id, negative(60, 60), extend=True, etag="", request_id="", call=Call()
@@ -219,7 +219,7 @@ async def test_a_class_without_a_pixel_is_refused_and_nothing_is_kept(gateway: G
 
 async def test_a_change_that_would_empty_a_class_is_refused(gateway: Gateway) -> None:
     report = await gateway.tasks.register(red_registration(), Call())
-    only = report.record.supports[0].support_id
+    only = report.supports[0].support_id
     with pytest.raises(FailedPreconditionError):
         await gateway.tasks.remove_support(TASK, only, etag="", request_id="", call=Call())
     empty = dense(np.zeros((64, 64), np.uint8), {1: "red"})
@@ -227,7 +227,7 @@ async def test_a_change_that_would_empty_a_class_is_refused(gateway: Gateway) ->
         await gateway.tasks.annotate_support(
             TASK, only, empty, extend=False, etag="", request_id="", call=Call()
         )
-    assert (await gateway.tasks.get(TASK, Call())).record == report.record
+    assert (await gateway.tasks.get(TASK, Call())).header == report.header
 
 
 async def test_mixed_shots_need_not_show_every_class(gateway: Gateway) -> None:
@@ -237,7 +237,7 @@ async def test_mixed_shots_need_not_show_every_class(gateway: Gateway) -> None:
     report = await gateway.tasks.register(
         red_registration(supports=(red_support("full"), nothing)), Call()
     )
-    assert [s.support_id for s in report.record.supports] == ["full", "empty"]
+    assert [s.support_id for s in report.supports] == ["full", "empty"]
     answer = await gateway.segmenter.segment(query(red_query()), Call())
     assert intersection_over_union(labels_of(answer), QUERY_BOX) > 0.8
 
@@ -270,27 +270,25 @@ async def test_changes_are_remembered_too(gateway: Gateway) -> None:
         added = await gateway.tasks.add_supports(
             TASK, "", REQUEST, stream(red_support(seed=3)), Call()
         )
-        assert (added.record.header.revision, len(added.record.supports)) == (2, 2)
+        assert (added.header.revision, len(added.supports)) == (2, 2)
     with pytest.raises(AlreadyExistsError):
         await gateway.tasks.add_supports(TASK, "", REQUEST, stream(red_support(seed=4)), Call())
     for _ in range(2):
         left = await gateway.tasks.remove_support(
             TASK, "support-2", etag="", request_id=REQUEST, call=Call()
         )
-        assert (left.record.header.revision, len(left.record.supports)) == (3, 1)
+        assert (left.header.revision, len(left.supports)) == (3, 1)
 
 
 async def test_etags_guard_every_change(gateway: Gateway) -> None:
     report = await gateway.tasks.register(red_registration(), Call())
-    old, support_id = report.record.header.etag, report.record.supports[0].support_id
+    old, support_id = report.header.etag, report.supports[0].support_id
     fresh = await gateway.tasks.annotate_support(
         TASK, support_id, negative(60, 60), extend=True, etag=old, request_id="", call=Call()
     )
-    assert fresh.record.header.etag != old
+    assert fresh.header.etag != old
     with pytest.raises(AbortedError):
-        await gateway.tasks.remove_support(
-            TASK, support_id, etag=old, request_id="", call=Call()
-        )
+        await gateway.tasks.remove_support(TASK, support_id, etag=old, request_id="", call=Call())
     with pytest.raises(AbortedError):
         await gateway.tasks.add_supports(TASK, old, "", stream(red_support()), Call())
     with pytest.raises(AbortedError):
@@ -300,7 +298,7 @@ async def test_etags_guard_every_change(gateway: Gateway) -> None:
     with pytest.raises(InvalidArgumentError) as malformed:
         await gateway.segmenter.segment(query(red_query(), etag="what"), Call())
     assert malformed.value.reason == "MALFORMED_ETAG"
-    await gateway.tasks.delete(TASK, fresh.record.header.etag)
+    await gateway.tasks.delete(TASK, fresh.header.etag)
 
 
 async def test_two_clients_that_change_a_task_at_once_both_succeed(gateway: Gateway) -> None:
@@ -311,9 +309,9 @@ async def test_two_clients_that_change_a_task_at_once_both_succeed(gateway: Gate
             for i in range(5)
         )
     )
-    record = (await gateway.tasks.get(TASK, Call())).record
-    assert record.header.revision == 6
-    assert {s.support_id for s in record.supports} == {"support-1", *(f"s{i}" for i in range(5))}
+    after = await gateway.tasks.get(TASK, Call())
+    assert after.header.revision == 6
+    assert {s.support_id for s in after.supports} == {"support-1", *(f"s{i}" for i in range(5))}
 
 
 async def test_ids_are_unique_in_a_task(gateway: Gateway) -> None:
@@ -324,7 +322,7 @@ async def test_ids_are_unique_in_a_task(gateway: Gateway) -> None:
     assert refusal.value.field == "supports[1].support_id"
     await gateway.tasks.register(red_registration(supports=(red_support("support-7"),)), Call())
     added = await gateway.tasks.add_supports(TASK, "", "", stream(red_support(seed=2)), Call())
-    assert [s.support_id for s in added.record.supports] == ["support-7", "support-8"]
+    assert [s.support_id for s in added.supports] == ["support-7", "support-8"]
     with pytest.raises(AlreadyExistsError):
         await gateway.tasks.add_supports(TASK, "", "", stream(red_support("support-7")), Call())
 
@@ -349,7 +347,7 @@ async def test_errors_name_the_support_and_leave_nothing(gateway: Gateway) -> No
         await gateway.tasks.add_supports(TASK, "", "", stream(red_support(), outside), Call())
     assert refusal.value.field is not None
     assert refusal.value.field.startswith("supports[1].annotation")
-    assert (await gateway.tasks.get(TASK, Call())).record.header.revision == 1
+    assert (await gateway.tasks.get(TASK, Call())).header.revision == 1
 
 
 async def test_an_empty_stream_is_an_error(gateway: Gateway) -> None:
@@ -401,7 +399,7 @@ async def test_a_task_ends_when_its_time_is_over(repository: Path) -> None:
         report = await gateway.tasks.register(
             red_registration(expiration=timedelta(hours=1)), Call()
         )
-        assert report.record.header.expire_time == clock.moment + timedelta(hours=1)
+        assert report.header.expire_time == clock.moment + timedelta(hours=1)
         await gateway.segmenter.segment(query(red_query()), Call())
         clock.advance(hours=1)
         with pytest.raises(NotFoundError):
@@ -434,7 +432,7 @@ async def test_a_thousand_supports_stream_in_and_queries_do_not_grow(
 
     before = Counter(telemetry.runs)
     report = await gateway.tasks.add_supports(TASK, "", "", many(), Call())
-    assert report.record.header.support_count == 1001
+    assert report.header.support_count == 1001
     assert len(report.leave_one_out) == 32
     assert GraphRole.FEATURES not in telemetry.since(before), "the image was known"
     before = Counter(telemetry.runs)

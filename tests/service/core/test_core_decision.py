@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from core_family import binary, multiway, resize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from service.core import decision
+from service.core.decision import decide
+from service.core.errors import RepositoryError
+from service.core.family import ClassHandling, Decision, ModelFamily, PostTarget, ScoreMeaning
+from service.core.postchain import PostChain, upsample
+from service.core.types import DecidedMask, Size
+
+Matrices = tuple[np.ndarray, np.ndarray]
+
+
+def identity(height: int, width: int) -> Matrices:
+    return np.eye(height, dtype=np.float32), np.eye(width, dtype=np.float32)
+
+
+def chained(grid: Size, output: Size) -> Matrices:
+    return PostChain((resize(PostTarget.OUTPUT),)).axes(grid, grid, output, output)
+
+
+def row(*planes: list[float]) -> np.ndarray:
+    """Logits [P, 1, 1, n] of a mask of one row."""
+    return np.array(planes, dtype=np.float32)[:, None, None]
+
+
+def shots(*ways: list[list[float]]) -> np.ndarray:
+    """Logits [P, S, 1, n]: per way, per shot, a row."""
+    return np.array(ways, dtype=np.float32)[:, :, None]
+
+
+def decided_row(logits: np.ndarray, family: ModelFamily, ways: int = 1, **more: int) -> list[int]:
+    mask = decide(logits, identity(1, logits.shape[-1]), family=family, ways=ways, **more)
+    return mask.labels[0].tolist()
+
+
+small_logits = arrays(np.float32, (3, 1, 4, 5), elements=st.floats(-8, 8, width=32))
+
+
+def random_logits(planes: int, shot_count: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(planes, shot_count, 9, 7)).astype(np.float32)
+
+
+@given(logits=small_logits)
+@settings(deadline=None, max_examples=60)
+def test_argmax_takes_the_highest_plane_after_upsampling(logits: np.ndarray) -> None:
+    axes = chained(Size(4, 5), Size(11, 13))
+    mask = decide(logits, axes, family=multiway(), ways=2)
+    upsampled = upsample(logits[:, 0].astype(np.float64), *axes, slice(None))
+    ordered = np.sort(upsampled, axis=0)
+    clear = ordered[-1] - ordered[-2] > 1e-4
+    np.testing.assert_array_equal(mask.labels[clear], upsampled.argmax(axis=0)[clear])
+
+
+def test_argmax_ties_go_to_the_background_and_then_to_the_lower_class() -> None:
+    logits = row([1, 1, 0, 5], [1, 2, 3, 5], [1, 2, 3, 6])
+    assert decided_row(logits, multiway(), ways=2) == [0, 1, 1, 2]
+
+
+def test_the_highest_margin_above_the_threshold_wins() -> None:
+    logits = row([-1, 0, 0.5, 2, 2], [-2, 0, 0.6, 2, 1])
+    assert decided_row(logits, binary(), ways=2) == [0, 0, 2, 1, 1]
+    assert decided_row(logits, binary(threshold=0.55), ways=2) == [0, 0, 2, 1, 1]
+    assert decided_row(logits, binary(threshold=1.0), ways=2) == [0, 0, 0, 1, 1]
+
+
+def test_argmax_knows_no_threshold() -> None:
+    assert decided_row(row([0, 0], [0.1, -0.1]), multiway(threshold=3.0)) == [1, 0]
+
+
+def test_padded_ways_and_shots_are_cut_off() -> None:
+    assert decided_row(row([0, 0], [-1, 1], [9, 9]), multiway(), ways=1) == [0, 1]
+    padded = shots([[-1, 1], [9, 9]])
+    any_shot = binary(decision=Decision.ANY_SHOT)
+    assert decided_row(padded, any_shot, shots=1) == [0, 1]
+    assert decided_row(padded, any_shot) == [1, 1]
+
+
+def test_any_shot_is_an_or_over_shots() -> None:
+    logits = shots(
+        [[-1, 1, -1, 3], [-1, -1, -1, -5]],
+        [[-1, -1, 0, 2], [-1, 2, 0, 2]],
+    )
+    assert decided_row(logits, binary(decision=Decision.ANY_SHOT), ways=2) == [0, 2, 0, 1]
+
+
+@pytest.mark.parametrize("shot_count", [1, 2, 3, 5])
+def test_votes_are_counted_as_hsnet_does(shot_count: int) -> None:
+    family = binary(decision=Decision.VOTE)
+    axes = chained(Size(9, 7), Size(20, 16))
+    for seed in range(5):
+        logits = random_logits(1, shot_count, seed) - 0.4
+        upsampled = upsample(logits[0], *axes, slice(None))
+        votes = (upsampled > 0).sum(axis=0)
+        expected = votes / max(1, votes.max()) >= 0.5
+        mask = decide(logits, axes, family=family, ways=1)
+        np.testing.assert_array_equal(mask.labels, expected)
+
+
+def test_half_of_the_highest_vote_is_foreground_and_no_vote_is_background() -> None:
+    family = binary(decision=Decision.VOTE)
+    logits = shots([[1, 1, -1], [1, -1, -1], [-1, -1, -1], [-1, -1, -1]])
+    assert decided_row(logits, family) == [1, 1, 0]
+    assert decided_row(shots([[0, 0], [0, 0]]), family) == [0, 0]
+
+
+def test_ways_that_pass_the_vote_are_weighed_by_their_mean_margin() -> None:
+    family = binary(decision=Decision.VOTE)
+    logits = shots([[1, 5, 1], [1, 5, -9]], [[2, 1, 1], [2, 1, 1]])
+    assert decided_row(logits, family, ways=2) == [2, 1, 2]
+
+
+FAMILIES = {
+    "argmax": (multiway(), 1),
+    "margin": (binary(), 1),
+    "any": (binary(decision=Decision.ANY_SHOT), 3),
+    "vote": (binary(decision=Decision.VOTE), 3),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("ways", [1, 2, 3])
+def test_bands_change_nothing(name: str, ways: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, shot_count = FAMILIES[name]
+    logits = random_logits(ways + 1, shot_count)
+    axes = chained(Size(9, 7), Size(50, 40))
+
+    def run() -> DecidedMask:
+        return decide(logits, axes, family=family, ways=ways, probabilities=True)
+
+    whole = run()
+    monkeypatch.setattr(decision, "_BAND_BYTES", 4 * 40 * 7 * ways * shot_count)
+    banded = run()
+    np.testing.assert_array_equal(banded.labels, whole.labels)
+    np.testing.assert_array_equal(banded.areas, whole.areas)
+    np.testing.assert_allclose(banded.mean_scores, whole.mean_scores, rtol=1e-5)
+    assert banded.boxes == whole.boxes
+    assert whole.probabilities is not None
+    assert banded.probabilities is not None
+    np.testing.assert_allclose(banded.probabilities, whole.probabilities, atol=1e-3)
+
+
+@pytest.mark.parametrize("ways", [1, 3])
+@pytest.mark.parametrize("score", ScoreMeaning)
+@pytest.mark.parametrize("handling", ClassHandling)
+def test_scores_are_mean_probabilities(
+    ways: int, score: ScoreMeaning, handling: ClassHandling
+) -> None:
+    multi = handling is ClassHandling.MULTIWAY
+    family = multiway(score=score) if multi else binary(score=score)
+    logits = random_logits(ways + multi)
+    axes = chained(Size(9, 7), Size(30, 20))
+    mask = decide(logits, axes, family=family, ways=ways, probabilities=True)
+    planes = upsample(logits[:, 0].astype(np.float64), *axes, slice(None))
+    margins = planes[1:] - planes[0] if multi else planes
+    if score is ScoreMeaning.SOFTMAX:
+        weights = np.exp(np.concatenate((np.zeros((1, 30, 20)), margins)))
+        expected = weights / weights.sum(axis=0)
+    else:
+        sigmoids = 1 / (1 + np.exp(-margins))
+        expected = np.concatenate((1 - sigmoids.max(axis=0, keepdims=True), sigmoids))
+    assert mask.probabilities is not None
+    assert mask.probabilities.dtype == np.float16
+    np.testing.assert_allclose(mask.probabilities, expected[0 if multi else 1 :], atol=1e-3)
+    for way in range(1, ways + 1):
+        belongs = mask.labels == way
+        assert mask.areas[way - 1] == belongs.sum() > 0
+        assert mask.mean_scores[way - 1] == pytest.approx(expected[way][belongs].mean(), rel=1e-4)
+
+
+def test_boxes_are_half_open_and_absent_without_area() -> None:
+    logits = np.full((2, 1, 6, 8), -1, dtype=np.float32)
+    logits[0, 0, 2, 3] = logits[0, 0, 4, 6] = 1
+    mask = decide(logits, identity(6, 8), family=binary(), ways=2)
+    assert mask.boxes == ((3, 2, 7, 5), None)
+    assert mask.areas.tolist() == [2, 0]
+    assert mask.mean_scores[1] == 0
+
+
+def test_extreme_logits_stay_probabilities(recwarn: pytest.WarningsRecorder) -> None:
+    for family, planes in ((multiway(), 3), (binary(), 2)):
+        logits = np.zeros((planes, 1, 1, 3), dtype=np.float32)
+        logits[-1, 0, 0] = (1e4, -1e4, 0)
+        mask = decide(logits, identity(1, 3), family=family, ways=2, probabilities=True)
+        assert mask.probabilities is not None
+        assert np.isfinite(mask.probabilities).all()
+        assert mask.labels.tolist() == [[2, 0, 0]]
+        assert mask.mean_scores[1] == pytest.approx(1)
+    assert not recwarn.list
+
+
+def test_many_ways_and_one_image_stay_within_eight_bits() -> None:
+    logits = np.eye(65, dtype=np.float32)[:, None, None]
+    mask = decide(logits, identity(1, 65), family=multiway(), ways=64)
+    assert mask.labels[0].tolist() == list(range(65))
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        (multiway(), (2, 1, 3, 3)),
+        (multiway(), (3, 2, 3, 3)),
+        (binary(), (1, 1, 3, 3)),
+        (binary(), (2, 3, 3, 3)),
+        (binary(), (2, 3, 3)),
+    ],
+)
+def test_logits_that_do_not_fit_the_family_are_refused(
+    family: ModelFamily, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(RepositoryError) as caught:
+        decide(np.zeros(shape, np.float32), identity(3, 3), family=family, ways=2)
+    assert caught.value.reason == "BAD_LOGITS"

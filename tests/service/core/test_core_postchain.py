@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from core_family import resize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import conv_transpose2d, interpolate
+
+from service.core.errors import RepositoryError
+from service.core.family import PostOp, PostStep, PostTarget, ResizeMode
+from service.core.postchain import PostChain, upsample
+from service.core.types import Size
+
+TO_OUTPUT = resize(PostTarget.OUTPUT)
+fast = settings(deadline=None, max_examples=50)
+sizes = st.builds(Size, st.integers(1, 40), st.integers(1, 40))
+
+
+def through(steps: tuple[PostStep, ...], logits: np.ndarray, **sizes: Size) -> np.ndarray:
+    """All rows of a chain."""
+    rows, columns = PostChain(steps).axes(
+        Size(*logits.shape[1:]), sizes["input_"], sizes["original"], sizes["output"]
+    )
+    return upsample(logits, rows, columns, slice(None))
+
+
+def torch_resize(logits: np.ndarray, size: Size, align: bool = False) -> np.ndarray:
+    tensor = torch.from_numpy(logits.astype(np.float64))[None]
+    resized = interpolate(
+        tensor, size=(size.height, size.width), mode="bilinear", align_corners=align
+    )
+    return resized[0].numpy()
+
+
+def torch_deconvolve(logits: np.ndarray, factor: int) -> np.ndarray:
+    """revolver.md, section 3: the outer product of two triangles, not normalised."""
+    triangle = 1 - np.abs(np.arange(2 * factor) - (factor - 0.5)) / factor
+    kernel = torch.from_numpy(np.outer(triangle, triangle))[None, None]
+    tensor = torch.from_numpy(logits.astype(np.float64))[:, None]
+    return conv_transpose2d(tensor, kernel, stride=factor)[:, 0].numpy()
+
+
+def random_logits(grid: Size, planes: int = 2) -> np.ndarray:
+    random = np.random.default_rng(grid.height * 100 + grid.width)
+    return random.normal(size=(planes, grid.height, grid.width)).astype(np.float32)
+
+
+@given(grid=sizes, output=sizes, mode=st.sampled_from(ResizeMode))
+@fast
+def test_a_resize_is_that_of_torch(grid: Size, output: Size, mode: ResizeMode) -> None:
+    logits = random_logits(grid)
+    ours = through(
+        (resize(PostTarget.OUTPUT, mode),), logits, input_=grid, original=grid, output=output
+    )
+    theirs = torch_resize(logits, output, mode is ResizeMode.ALIGN_CORNERS)
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+@given(grid=sizes, factor=st.sampled_from([1, 2, 4, 8, 32]))
+@fast
+def test_a_deconvolution_is_that_of_torch(grid: Size, factor: int) -> None:
+    logits = random_logits(grid)
+    theirs = torch_deconvolve(logits, factor)
+    output = Size(*theirs.shape[1:])
+    steps = (PostStep(PostOp.DECONVOLVE, factor=factor), TO_OUTPUT)
+    ours = through(steps, logits, input_=grid, original=grid, output=output)
+    np.testing.assert_allclose(ours, theirs, atol=3e-6)
+
+
+@pytest.mark.parametrize("original", [Size(375, 500), Size(500, 375), Size(33, 417)])
+@pytest.mark.parametrize("output", [None, Size(300, 200)])
+def test_panet_is_two_half_pixel_resizes(original: Size, output: Size | None) -> None:
+    logits = random_logits(Size(53, 53))
+    network, output = Size(417, 417), output or original
+    theirs = torch_resize(torch_resize(logits, network), output)
+    ours = through(
+        (resize(PostTarget.INPUT), TO_OUTPUT),
+        logits,
+        input_=network,
+        original=original,
+        output=output,
+    )
+    np.testing.assert_allclose(ours, theirs, atol=3e-6)
+
+
+@pytest.mark.parametrize("original", [Size(37, 50), Size(50, 37), Size(50, 50)])
+def test_pfenet_is_two_align_corners_resizes_and_a_crop(original: Size) -> None:
+    logits = random_logits(Size(9, 9))
+    square = Size(50, 50)
+    theirs = torch_resize(torch_resize(logits, Size(65, 65), align=True), square, align=True)
+    theirs = theirs[:, : original.height, : original.width]
+    steps = (
+        resize(PostTarget.INPUT, ResizeMode.ALIGN_CORNERS),
+        resize(PostTarget.LONGEST_SQUARE, ResizeMode.ALIGN_CORNERS),
+        PostStep(PostOp.CROP, PostTarget.ORIGINAL),
+        TO_OUTPUT,
+    )
+    ours = through(steps, logits, input_=Size(65, 65), original=original, output=original)
+    np.testing.assert_allclose(ours, theirs, atol=3e-6)
+    smaller = through(steps, logits, input_=Size(65, 65), original=original, output=Size(20, 10))
+    np.testing.assert_allclose(smaller, torch_resize(theirs, Size(20, 10)), atol=3e-6)
+
+
+def test_revolver_is_a_deconvolution_and_a_crop() -> None:
+    original = Size(75, 100)
+    grid = Size(-(-75 // 32) - 1, -(-100 // 32) - 1)
+    logits = random_logits(grid)
+    steps = (
+        PostStep(PostOp.DECONVOLVE, factor=32),
+        PostStep(PostOp.CROP, PostTarget.ORIGINAL),
+        TO_OUTPUT,
+    )
+    ours = through(steps, logits, input_=original, original=original, output=original)
+    np.testing.assert_allclose(ours, torch_deconvolve(logits, 32)[:, :75, :100], atol=3e-6)
+
+
+def test_no_output_size_means_the_network_s() -> None:
+    chain = PostChain((resize(PostTarget.INPUT), TO_OUTPUT))
+    grid, network, original = Size(5, 5), Size(33, 41), Size(70, 80)
+    rows, columns = chain.axes(grid, network, original, None)
+    assert (rows.shape, columns.shape) == ((33, 5), (41, 5))
+    same = chain.axes(grid, network, original, network)
+    assert same[0] is rows
+    assert same[1] is columns
+
+
+@given(top=st.integers(0, 30), rows=st.integers(1, 30))
+@fast
+def test_a_band_is_a_part_of_the_whole(top: int, rows: int) -> None:
+    logits = random_logits(Size(7, 9), planes=3)
+    matrices = PostChain((TO_OUTPUT,)).axes(Size(7, 9), Size(7, 9), Size(31, 20), Size(31, 20))
+    whole = upsample(logits, *matrices, slice(None))
+    band = slice(top, top + rows)
+    np.testing.assert_allclose(upsample(logits, *matrices, band), whole[:, band], atol=1e-6)
+
+
+def test_matrices_are_kept_within_a_budget_and_the_oldest_go_first() -> None:
+    grid = Size(4, 4)
+    chain = PostChain((TO_OUTPUT,), cache_bytes=2 * 10 * 4 * 4)
+    first = chain.axes(grid, grid, grid, Size(10, 10))[0]
+    chain.axes(grid, grid, grid, Size(9, 9))
+    assert chain.axes(grid, grid, grid, Size(10, 10))[0] is first
+    chain.axes(grid, grid, grid, Size(8, 8))
+    assert chain.nbytes == (10 + 8) * 4 * 4
+    assert chain.axes(grid, grid, grid, Size(10, 10))[0] is first
+    large = chain.axes(grid, grid, grid, Size(1000, 10))[0]
+    assert large.shape == (1000, 4)
+    assert chain.nbytes <= 2 * 10 * 4 * 4
+
+
+def test_matrices_cannot_be_changed_by_who_gets_them() -> None:
+    rows, _ = PostChain((TO_OUTPUT,)).axes(Size(2, 2), Size(2, 2), Size(4, 4), Size(4, 4))
+    with pytest.raises(ValueError, match="read-only"):
+        rows[0, 0] = 7
+
+
+def test_threads_share_a_chain() -> None:
+    chain = PostChain((TO_OUTPUT,), cache_bytes=2_000)
+    grid = Size(5, 5)
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        for length in np.random.default_rng(seed).integers(1, 30, 200).tolist():
+            rows, _ = chain.axes(grid, grid, grid, Size(length, length))
+            if rows.shape != (length, 5) or not np.allclose(rows.sum(axis=1), 1):
+                wrong.append(length)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert 0 < chain.nbytes <= 2_000
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (),
+        (resize(PostTarget.INPUT),),
+        (TO_OUTPUT, resize(PostTarget.INPUT)),
+        (TO_OUTPUT, TO_OUTPUT),
+        (PostStep(PostOp.RESIZE), TO_OUTPUT),
+        (PostStep(PostOp.DECONVOLVE), TO_OUTPUT),
+    ],
+)
+def test_a_chain_that_leads_nowhere_is_refused(steps: tuple[PostStep, ...]) -> None:
+    with pytest.raises(RepositoryError) as caught:
+        PostChain(steps)
+    assert caught.value.reason == "BAD_POST_CHAIN"
+
+
+def test_a_crop_needs_something_to_crop() -> None:
+    chain = PostChain((PostStep(PostOp.CROP, PostTarget.ORIGINAL), TO_OUTPUT))
+    with pytest.raises(RepositoryError, match="crop to 9"):
+        chain.axes(Size(4, 4), Size(4, 4), Size(9, 4), Size(9, 4))
