@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from conftest import status
+from fake_fewseg_server import status
 from PIL import Image
 
 from fewseg import (
@@ -289,15 +289,20 @@ def test_an_error_of_the_images_reaches_the_caller_after_the_answers(client, pho
 
 
 def test_a_stream_that_is_left_early_ends_its_thread(client, photo):
-    before = threading.active_count()
-    stream = client.segment_stream("coins", (photo for _ in range(1000)), window=2)
+    readers = set()
+
+    def images():
+        while True:
+            readers.add(threading.current_thread())
+            yield photo
+
+    stream = client.segment_stream("coins", images(), window=2)
     next(stream)
     stream.close()
 
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() <= before
+    (reader,) = readers
+    reader.join(timeout=5)
+    assert not reader.is_alive()
 
 
 def test_an_error_of_the_whole_stream_is_raised(client, server, photo):

@@ -60,7 +60,10 @@ def test_a_resize_is_that_of_torch(grid: Size, output: Size, mode: ResizeMode) -
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
-@given(grid=sizes, factor=st.sampled_from([1, 2, 4, 8, 32]))
+@given(
+    grid=st.builds(Size, st.integers(1, 12), st.integers(1, 12)),
+    factor=st.sampled_from([1, 2, 4, 8, 16]),
+)
 @fast
 def test_a_deconvolution_is_that_of_torch(grid: Size, factor: int) -> None:
     logits = random_logits(grid)

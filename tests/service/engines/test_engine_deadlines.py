@@ -57,18 +57,6 @@ async def slow(tmp_path):
     await engine.close()
 
 
-async def test_a_passed_deadline_refuses_before_the_run(slow):
-    with pytest.raises(DeadlineExceededError) as caught:
-        await slow.features(deadline=time.monotonic() - 0.001)
-    assert caught.value.reason == "DEADLINE_EXCEEDED"
-    assert slow.telemetry.runs == []
-
-
-async def test_a_deadline_in_the_future_changes_nothing(slow):
-    outputs = await slow.features(deadline=time.monotonic() + 60)
-    assert outputs["features"].shape == (1, 8, 4, 4)
-
-
 async def test_a_deadline_that_passes_during_the_run_frees_the_worker(slow):
     started = time.perf_counter()
     with pytest.raises(DeadlineExceededError):

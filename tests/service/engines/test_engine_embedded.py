@@ -2,11 +2,12 @@
 """Running families in-process."""
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
 
-from service.core.errors import UnavailableError
+from service.core.errors import DeadlineExceededError, UnavailableError
 from service.core.family import GraphRole
 from service.core.ports import GuidanceHandle, SilentTelemetry
 from service.engines.embedded import EmbeddedEngine
@@ -78,6 +79,18 @@ async def test_the_query_decoder_equals_its_graphs_to_the_last_bit(engine, famil
     assert together["logits"].shape == (1, 4, 1, 4, 4)
     assert together["logits"].tobytes() == apart["logits"].tobytes()
     assert telemetry.runs == [GraphRole.FEATURES, GraphRole.DECODE] * 2
+
+
+async def test_query_features_stand_between_features_and_decode(engine, tmp_path, telemetry):
+    family = write_tiny_repository(tmp_path, query_features=True)
+    await engine.load(family)
+    image, guidance = photograph(), {"prototypes": prototypes()}
+    together = await engine.run(family, GraphRole.QUERY_DECODER, {"image": image, **guidance})
+    tensors = await engine.run(family, GraphRole.FEATURES, {"image": image})
+    tensors = await engine.run(family, GraphRole.QUERY_FEATURES, tensors)
+    apart = await engine.run(family, GraphRole.DECODE, {**tensors, **guidance})
+    assert together["logits"].tobytes() == apart["logits"].tobytes()
+    assert telemetry.runs == [GraphRole.FEATURES, GraphRole.QUERY_FEATURES, GraphRole.DECODE] * 2
 
 
 async def test_a_mask_follows_the_colours_of_the_support(engine, family):
@@ -317,3 +330,20 @@ async def test_a_stacked_binary_family_runs(tmp_path, engine):
     )
     assert outputs["logits"].shape == (1, 1, 2, 4, 4)
     assert (outputs["logits"][:, :, 1] == -40).all()
+
+
+async def test_a_passed_deadline_refuses_before_the_run(engine, family, telemetry):
+    with pytest.raises(DeadlineExceededError) as caught:
+        await engine.run(
+            family, GraphRole.FEATURES, {"image": photograph()}, deadline=time.monotonic() - 0.001
+        )
+    assert caught.value.reason == "DEADLINE_EXCEEDED"
+    assert telemetry.runs == []
+
+
+async def test_a_deadline_in_the_future_changes_nothing(engine, family):
+    expected = await engine.run(family, GraphRole.FEATURES, {"image": photograph()})
+    outputs = await engine.run(
+        family, GraphRole.FEATURES, {"image": photograph()}, deadline=time.monotonic() + 60
+    )
+    assert outputs["features"].tobytes() == expected["features"].tobytes()

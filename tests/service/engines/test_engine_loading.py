@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from tritonclient.grpc.model_config_pb2 import TYPE_STRING, TYPE_UINT8, ModelWarmup
 
 from service.core.errors import RepositoryError, UnavailableError
 from service.core.family import GraphRole
@@ -87,10 +88,11 @@ async def test_a_missing_graph_file_is_a_problem(tmp_path, engine, family):
     assert found.problems == (f"{family}_guide/1/model.onnx: is missing.",)
 
 
-async def test_a_missing_version_is_a_problem(tmp_path, engine, family):
-    shutil.rmtree(tmp_path / f"{family}_decode" / "1")
+@pytest.mark.parametrize("role", ["decode", "query_decoder"])
+async def test_a_missing_version_is_a_problem(tmp_path, engine, family, role):
+    shutil.rmtree(tmp_path / f"{family}_{role}" / "1")
     found = await engine.discover()
-    assert found.problems == (f"{family}_decode/: holds no version folder such as 1/.",)
+    assert found.problems == (f"{family}_{role}/: holds no version folder such as 1/.",)
 
 
 async def test_the_latest_version_is_served(tmp_path, engine, family):
@@ -115,6 +117,20 @@ async def test_an_unreadable_config_is_a_problem(tmp_path, engine, family):
     problems = (await engine.discover()).problems
     assert problems[0].startswith(f"{family}_guide/config.pbtxt: is not a Triton model config")
     assert problems[1].startswith(f"{family}_guide/config.pbtxt: is missing")
+
+
+async def test_a_config_that_is_no_text_is_a_problem(tmp_path, engine, family):
+    (tmp_path / f"{family}_guide" / "config.pbtxt").write_bytes(b"\xff\xfe")
+    problems = (await engine.discover()).problems
+    assert problems[0] == f"{family}_guide/config.pbtxt: is not UTF-8 text."
+
+
+async def test_a_config_that_cannot_be_opened_is_a_problem(tmp_path, engine, family):
+    path = tmp_path / f"{family}_guide" / "config.pbtxt"
+    path.unlink()
+    path.mkdir()
+    problems = (await engine.discover()).problems
+    assert problems[0] == f"{family}_guide/config.pbtxt: cannot be read: Is a directory."
 
 
 async def test_a_folder_without_config_is_a_problem_if_it_is_named_like_ours(
@@ -174,7 +190,11 @@ async def test_a_truncated_graph_is_named_without_the_servers_path(tmp_path, eng
         ("features", lambda c: c.output[0].dims.__setitem__(1, -1), "'features' has dims"),
         ("features", lambda c: c.output[0].dims.append(1), "'features' has dims"),
         ("decode", lambda c: c.output[0].dims.__setitem__(0, 3), "'logits' has dims"),
-        ("guide", lambda c: setattr(c.input[1], "data_type", 2), "'planes' is tensor(float)"),
+        (
+            "guide",
+            lambda c: setattr(c.input[1], "data_type", TYPE_UINT8),
+            "'planes' is tensor(float)",
+        ),
         ("guide", lambda c: setattr(c.input[1], "name", "masks"), "input 'masks' is missing"),
         ("decode", lambda c: setattr(c.output[0], "name", "mask"), "output 'mask'"),
     ],
@@ -185,6 +205,66 @@ async def test_a_graph_must_be_what_its_config_says(tmp_path, engine, family, ro
     assert error.reason == "GRAPH_MISMATCH"
     assert error.message.startswith(f"{family}_{role}/1/model.onnx: ")
     assert hint in error.message
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda c: c.output[0].reshape.shape.append(1), "'features' has a reshape"),
+        (lambda c: setattr(c.output[0], "data_type", TYPE_STRING), "no numeric data_type"),
+        (lambda c: c.output.append(c.output[0]), "needs a name of its own"),
+    ],
+)
+async def test_a_tensor_that_no_family_may_have_is_refused(tmp_path, engine, family, change, hint):
+    change_config(tmp_path / f"{family}_features", change)
+    error = await refusal(engine, family)
+    assert error.message.startswith(f"{family}_features/config.pbtxt: tensor 'features'")
+    assert hint in error.message
+
+
+def make_native(config):
+    for key, value in (("input_size", "native"), ("image_resize", "none"), ("mask_resize", "none")):
+        config.parameters[f"fewseg.{key}"].string_value = value
+
+
+async def test_a_native_family_is_rehearsed_at_the_size_of_its_warm_up(tmp_path, engine, family):
+    for folder in tmp_path.iterdir():
+        change_config(folder, make_native)
+    error = await refusal(engine, family)
+    assert "tensor image must be [batch, 32, 32, 3], not [1, 128, 128, 3]" in error.message
+
+    def warm_up(config):
+        sample = config.model_warmup.add(name="plain", batch_size=1)
+        sample.inputs["image"].CopyFrom(
+            ModelWarmup.Input(data_type=TYPE_UINT8, dims=[32, 32, 3], zero_data=True)
+        )
+
+    change_config(tmp_path / f"{family}_features", warm_up)
+    await engine.load(family)
+    assert engine.loaded == {family}
+
+
+async def test_decode_must_find_its_inputs_on_the_way(tmp_path, engine):
+    family = write_tiny_repository(tmp_path, query_features=True)
+
+    def rename(config):
+        config.output[0].name = "features_again"
+
+    folder = tmp_path / f"{family}_query_features"
+    change_config(folder, rename)
+    change_graph(folder, lambda graph: setattr(graph.output[0], "name", "features_again"))
+    change_graph(folder, lambda graph: graph.node[0].output.__setitem__(0, "features_again"))
+    change_config(
+        tmp_path / f"{family}_query_decoder",
+        lambda c: (
+            c.ensemble_scheduling.step[1].output_map.update({"features_again": "query_maps"})
+            or c.ensemble_scheduling.step[1].output_map.pop("query_maps")
+        ),
+    )
+    error = await refusal(engine, family)
+    assert error.message == (
+        f"{family}_decode/config.pbtxt: takes 'query_maps', which no graph before it returns."
+    )
 
 
 async def test_an_input_may_narrow_an_open_extent(tmp_path, engine, family):

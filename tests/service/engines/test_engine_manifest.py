@@ -186,6 +186,15 @@ def test_a_missing_model_makes_the_family_incomplete(configs):
     assert only_problem(configs).startswith(f"{model}/config.pbtxt: is missing")
 
 
+def test_a_model_that_the_family_does_not_name_makes_it_inconsistent(tmp_path):
+    name = write_tiny_repository(tmp_path, query_features=True)
+    configs = {folder.name: read_config(folder) for folder in tmp_path.iterdir()}
+    set_everywhere(configs, "graphs", "decode,features,guide,query_decoder,support_encoder")
+    assert only_problem(configs) == (
+        f"{name}_query_features/config.pbtxt: fewseg.graphs does not name this role."
+    )
+
+
 def test_a_model_must_be_called_after_its_family_and_role(configs):
     (model,) = (model for model in configs if model.endswith("_guide"))
     configs[model].parameters["fewseg.role"].string_value = "decode"

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `fewseg-export` command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from export import sources
+from export.errors import ExportError
+from export.family import Family
+from export.prototype_family import prototype_family
+from export.repository import list_families, remove_other_families, write_family
+from export.sources import Weights
+from export.tables import family_table, measure_table
+from export.verification.measures import Measure
+
+PANET_SIZE = "417"
+COMPACT_SIZE = "320"
+
+app = typer.Typer(
+    name="fewseg-export",
+    help="From published checkpoints to the model repository that FewSeg and Triton serve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+class InitialWeights(StrEnum):
+    """Weights that are no checkpoint of the method."""
+
+    IMAGENET = "imagenet"
+    SEEDED = "seeded"
+
+
+class Verifiable(StrEnum):
+    """Methods that there are golden vectors of."""
+
+    PANET = "panet"
+
+
+class Engine(StrEnum):
+    """What to serve the golden cases with."""
+
+    EMBEDDED = "embedded"
+    NONE = "none"
+
+
+Out = Annotated[Path, typer.Option(help="Model repository to write to; made if it is not there.")]
+Size = Annotated[str, typer.Option(help="Input of the network: S for SxS, or HxW.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the family if it is there already.")]
+Prune = Annotated[
+    bool, typer.Option("--prune", help="Remove the other families of that name afterwards.")
+]
+MaxBatch = Annotated[int, typer.Option(min=1, max=128, help="Most queries that run together.")]
+
+
+@app.command()
+def panet(
+    out: Out,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Snapshot of the official training (.pth).")
+    ] = None,
+    weights: Annotated[
+        InitialWeights | None,
+        typer.Option(
+            help="imagenet: the paper's PANet-init, from torchvision's VGG-16 (a file of it given "
+            "by --checkpoint, else torch's cache or a download). seeded: random, for load tests."
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What tasks call the model.")] = "panet",
+    size: Size = PANET_SIZE,
+    max_batch: MaxBatch = 8,
+    force: Force = False,
+    prune: Prune = False,
+) -> None:
+    """Exports PANet (Wang et al., ICCV 2019)."""
+    with _told_plainly():
+        if weights is InitialWeights.IMAGENET:
+            source = sources.panet_imagenet(checkpoint)
+        elif weights is InitialWeights.SEEDED and checkpoint is None:
+            source = sources.panet_seeded()
+        elif checkpoint is not None and weights is None:
+            source = sources.panet_checkpoint(checkpoint)
+        else:
+            raise ExportError("Give --checkpoint FILE or --weights imagenet.")
+        family = _family("panet", source, name, size, max_batch)
+        _write(family, out, force=force, prune=prune)
+
+
+@app.command()
+def compact(
+    out: Out,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights of the trunk; the project's own if left out.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="What tasks call the model.")] = "compact",
+    size: Size = COMPACT_SIZE,
+    max_batch: MaxBatch = 8,
+    force: Force = False,
+    prune: Prune = False,
+) -> None:
+    """Exports FewSeg's own default model."""
+    with _told_plainly():
+        source = sources.compact_checkpoint(checkpoint)
+        family = _family("compact", source, name, size, max_batch)
+        _write(family, out, force=force, prune=prune)
+
+
+@app.command()
+def verify(
+    method: Annotated[Verifiable, typer.Argument(help="Which method.")],
+    goldens: Annotated[
+        Path, typer.Option(help="Folder of its golden vectors: cases.json, keys.json, *.npz.")
+    ],
+    engine: Annotated[
+        Engine, typer.Option(help="embedded: through the gateway as well. none: graphs only.")
+    ] = Engine.EMBEDDED,
+    case: Annotated[
+        list[str] | None, typer.Option(help="Only this case; may be given several times.")
+    ] = None,
+) -> None:
+    """Compares torch, exported graphs and gateway with numbers made by the authors' own code."""
+    from export.verification.panet import verify_panet
+
+    verifiers = {Verifiable.PANET: verify_panet}
+    served = engine is Engine.EMBEDDED
+    with _told_plainly():
+        with console.status("Exporting and running the golden cases ..."):
+            measures = list(verifiers[method](goldens, names=case or (), served=served))
+        console.print(measure_table(measures))
+        failed = [measure for measure in measures if not measure.passed]
+        for measure in failed:
+            console.print(f"{measure.case}, {measure.stage}, {measure.quantity}: {_blame(measure)}")
+        if failed:
+            raise ExportError(
+                f"{len(failed)} of {len(measures)} comparisons failed or were not run."
+            )
+        console.print(f"All {len(measures)} comparisons are within what is allowed.")
+
+
+@app.command(name="list")
+def list_command(
+    repository: Annotated[Path, typer.Argument(help="A model repository.")],
+) -> None:
+    """Lists the families of a repository."""
+    with _told_plainly():
+        families = list_families(repository)
+        console.print(family_table(families))
+        if not all(family.complete for family in families):
+            raise ExportError("Families that are not complete are not served; export them again.")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Reads `S` or `HxW`.
+
+    Returns:
+        Rows and columns.
+
+    Raises:
+        ExportError: It is neither.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise ExportError(
+            f"{text!r} is no size: write --size 417, or --size 321x417 (rows x columns)."
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def main() -> None:
+    """Runs the command."""
+    app()
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Turns errors that are meant for people into one red line and exit status 1."""
+    try:
+        yield
+    except ExportError as error:
+        errors.print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def _blame(measure: Measure) -> str:
+    if measure.error is None:
+        return f"not run: {escape(measure.reason)}"
+    return f"{measure.error:.1e} where {measure.tolerance:.1e} is allowed"
+
+
+def _family(method: str, source: Weights, name: str, size: str, max_batch: int) -> Family:
+    return prototype_family(
+        method=method,
+        alias=name,
+        trunk=source.trunk,
+        size=parse_size(size),
+        provenance=source.provenance,
+        max_batch=max_batch,
+    )
+
+
+def _write(family: Family, out: Path, *, force: bool, prune: bool) -> None:
+    with console.status(f"Exporting {family.name} ..."):
+        written = write_family(family, out, force=force)
+    state = "written to" if written.changed else "unchanged (--force replaces it) in"
+    megabytes = f"{written.nbytes / 1e6:.1f} MB"
+    console.print(f"{written.family} {state} {out} ({megabytes})", soft_wrap=True)
+    if prune:
+        for removed in remove_other_families(out, family):
+            console.print(f"{removed} removed from {out}", soft_wrap=True)

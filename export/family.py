@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a family is made of: its graphs, their tensors, and how they are to be served.
+
+These are the exporter's own words for the contract of docs/repository.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from export.errors import ExportError
+
+SCHEMA = "1"
+"""Version of the contract, `fewseg.schema`."""
+
+REVISION = 1
+"""Raised whenever the same checkpoint and settings would give other graphs than before."""
+
+PLANES = -1
+"""The length 1 + ways, which is free at run time."""
+
+_ALIAS = re.compile(r"[a-z][a-z0-9-]{0,39}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output of a graph.
+
+    Attributes:
+        name: Its name in graph and config.
+        dims: Lengths without the batch; `PLANES` where it is free.
+        dtype: "float32", "uint8" or "uint16".
+    """
+
+    name: str
+    dims: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One graph of a family, still in torch.
+
+    Attributes:
+        role: `features`, `guide`, `decode`, ...
+        module: Takes and returns the tensors in order, batch first.
+        inputs: What it takes.
+        outputs: What it returns.
+    """
+
+    role: str
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Graphs run one after another; tensors keep their names, and only the last step's come out.
+
+    A tensor that feeds a later step never is an output: Triton would wait for ever where a client
+    does not ask for it.
+
+    Attributes:
+        role: `support_encoder` or `query_decoder`.
+        steps: The graphs in order.
+    """
+
+    role: str
+    steps: tuple[Graph, ...]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What no step makes."""
+        made: set[str] = set()
+        found: dict[str, TensorSpec] = {}
+        for step in self.steps:
+            found |= {spec.name: spec for spec in step.inputs if spec.name not in made}
+            made |= {spec.name for spec in step.outputs}
+        return tuple(found.values())
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the last step makes."""
+        return self.steps[-1].outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What the gateway must know of a method; the fields are the `fewseg.*` keys of that name.
+
+    Attributes:
+        method: Such as "panet".
+        input_size: Rows and columns of the network's input.
+        guidance: One JSON object per guidance tensor.
+        post_chain: One JSON object per linear step from logits to the output size.
+    """
+
+    method: str
+    input_size: tuple[int, int]
+    guidance: tuple[Mapping[str, str], ...]
+    post_chain: tuple[Mapping[str, Any], ...]
+    input_dtype: str = "uint8"
+    image_resize: str = "pil_bilinear"
+    mask_resize: str = "pil_nearest"
+    class_handling: str = "multiway"
+    needs_background: bool = True
+    void: str = "background"
+    decision: str = "argmax"
+    threshold: float = 0.0
+    score: str = "softmax"
+    way_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    shot_buckets: tuple[int, ...] = (1,)
+    feature_reuse: str = "always"
+
+    def parameters(self) -> dict[str, str]:
+        """Returns the keys and values as docs/repository.md spells them."""
+        height, width = self.input_size
+        values = {
+            "method": self.method,
+            "input_dtype": self.input_dtype,
+            "image_resize": self.image_resize,
+            "mask_resize": self.mask_resize,
+            "class_handling": self.class_handling,
+            "void": self.void,
+            "decision": self.decision,
+            "score": self.score,
+            "feature_reuse": self.feature_reuse,
+            "input_size": f"{height}x{width}",
+            "needs_background": "true" if self.needs_background else "false",
+            "guidance": json.dumps(list(self.guidance)),
+            "post_chain": json.dumps(list(self.post_chain)),
+            "threshold": repr(self.threshold),
+            "way_buckets": ",".join(map(str, self.way_buckets)),
+            "shot_buckets": ",".join(map(str, self.shot_buckets)),
+        }
+        return {f"fewseg.{name}": value for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One checkpoint, ready to be exported.
+
+    Attributes:
+        alias: What tasks name: 1 to 40 lower-case letters, digits or "-", a letter first.
+        serving: How it is served.
+        graphs: Its graphs.
+        weights_digest: Hexadecimal SHA-256 of the checkpoint's tensors, see `digest_of_tensors`.
+        max_batch: Most queries that run together.
+        provenance: For people: where the weights come from and under which terms.
+        created: When it was exported, UTC.
+    """
+
+    alias: str
+    serving: Serving
+    graphs: tuple[Graph, ...]
+    weights_digest: str
+    max_batch: int = 8
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        if not _ALIAS.fullmatch(self.alias):
+            raise ExportError(
+                f"{self.alias!r} cannot name a model: use 1 to 40 lower-case letters, digits or "
+                "'-', starting with a letter."
+            )
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of checkpoint and export settings; the same ones give the same."""
+        settings = self.serving.parameters() | {
+            "weights": self.weights_digest,
+            "max_batch": str(self.max_batch),
+            "schema": SCHEMA,
+            "revision": str(REVISION),
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """`<alias>-<digest8>`."""
+        return f"{self.alias}-{self.digest[:8]}"
+
+    @property
+    def ensembles(self) -> tuple[Ensemble, Ensemble]:
+        """The pair that clients of the repository think in."""
+        by_role = {graph.role: graph for graph in self.graphs}
+        query = [
+            by_role[role] for role in ("features", "query_features", "decode") if role in by_role
+        ]
+        return (
+            Ensemble("support_encoder", (by_role["features"], by_role["guide"])),
+            Ensemble("query_decoder", tuple(query)),
+        )
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of graphs and ensembles, sorted."""
+        parts: tuple[Graph | Ensemble, ...] = (*self.graphs, *self.ensembles)
+        return tuple(sorted(part.role for part in parts))
+
+    def model_name(self, role: str) -> str:
+        """Name of the Triton model of a role."""
+        return f"{self.name}_{role}"
+
+    def parameters(self, role: str) -> dict[str, str]:
+        """All `fewseg.*` keys of one model."""
+        created = self.created.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return self.serving.parameters() | {
+            "fewseg.schema": SCHEMA,
+            "fewseg.family": self.name,
+            "fewseg.alias": self.alias,
+            "fewseg.role": role,
+            "fewseg.graphs": ",".join(self.roles),
+            "fewseg.digest": self.digest,
+            "fewseg.created": created,
+            "fewseg.provenance": json.dumps(dict(self.provenance), sort_keys=True),
+        }
+
+
+def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hashes names, shapes, dtypes and values, whatever file they came in.
+
+    Args:
+        tensors: By name; the order does not matter.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = np.ascontiguousarray(tensors[name].detach().cpu().numpy())
+        digest.update(f"{name}:{values.dtype.str}:{values.shape};".encode())
+        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden vectors: numbers that the authors' own code made with weights of a seed.
+
+A folder holds `keys.json` (official keys, shapes and dtypes), `cases.json` (one object per case)
+and one `.npz` per case. The weights are not stored: `seeded_tensor` rebuilds each from its key, its
+shape and the seed.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.errors import GoldenError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One golden case.
+
+    Attributes:
+        name: Its name.
+        weight_seed: Seed of the weights.
+        ways, shots: Size of the episode.
+        network_size: Rows and columns that the network works at.
+        class_ids: Values of the ways in the label maps.
+        arrays: By name: raw images and labels as uint8, and what the official code made of them.
+    """
+
+    name: str
+    weight_seed: int
+    ways: int
+    shots: int
+    network_size: tuple[int, int]
+    class_ids: tuple[int, ...]
+    arrays: Mapping[str, Array]
+
+
+def read_keys(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Reads the official keys, without `module.`, and their shapes."""
+    entries = _read_json(folder / "keys.json")
+    return {
+        key.removeprefix("module."): tuple(entry["shape"])
+        for key, entry in entries.items()
+        if isinstance(entry, dict) and "shape" in entry
+    }
+
+
+def read_cases(folder: Path, names: Sequence[str] = ()) -> list[Case]:
+    """Reads the cases of a folder.
+
+    Args:
+        folder: Folder of golden vectors.
+        names: Which of them; none means all.
+
+    Returns:
+        The cases, in the folder's order.
+
+    Raises:
+        GoldenError: The folder is not one of golden vectors, or lacks a case.
+    """
+    entries = {entry["name"]: entry for entry in _read_json(folder / "cases.json").get("cases", [])}
+    unknown = [name for name in names if name not in entries]
+    if unknown:
+        raise GoldenError(f"{folder} has no case {unknown[0]}; it has {', '.join(entries)}.")
+    return [_case(folder, entry) for name, entry in entries.items() if not names or name in names]
+
+
+def seeded_tensor(key: str, shape: Sequence[int], seed: int) -> torch.Tensor:
+    """Rebuilds one tensor of the seeded weights.
+
+    Args:
+        key: Official key without `module.`.
+        shape: Its shape.
+        seed: Seed of the checkpoint.
+
+    Returns:
+        float32; int64 zero for `num_batches_tracked`.
+    """
+    last = key.rsplit(".", 1)[-1]
+    random = np.random.default_rng([zlib.crc32(key.encode()), seed])
+    if last == "num_batches_tracked":
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+    if last == "running_mean" or last == "bias" or last.endswith("_bias"):
+        values = random.standard_normal(shape) * 0.05
+    elif last == "running_var":
+        values = random.uniform(0.8, 1.2, shape)
+    elif last == "weight" or last.endswith("_weight"):
+        # He's initialisation for kernels; scales of norms lie around one.
+        if len(shape) > 1:
+            values = random.standard_normal(shape) * np.sqrt(2.0 / max(int(np.prod(shape[1:])), 1))
+        else:
+            values = random.uniform(0.8, 1.2, shape)
+    else:
+        values = random.standard_normal(shape)
+    return torch.from_numpy(np.asarray(values, np.float32))
+
+
+def seeded_checkpoint(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, torch.Tensor]:
+    """Rebuilds all tensors of the seeded weights, by key."""
+    return {key: seeded_tensor(key, shape, seed) for key, shape in shapes.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GoldenError(
+            f"{path} cannot be read ({error}); --goldens wants a folder with cases.json, keys.json "
+            "and the .npz files that they name."
+        ) from error
+    if not isinstance(content, dict):
+        raise GoldenError(f"{path} holds no JSON object.")
+    return content
+
+
+def _case(folder: Path, entry: Mapping[str, Any]) -> Case:
+    path = folder / entry["file"]
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError) as error:
+        raise GoldenError(f"{path} cannot be read ({error}); copy it again.") from error
+    height, width = entry["network_size"]
+    return Case(
+        name=entry["name"],
+        weight_seed=entry["weight_seed"],
+        ways=entry["ways"],
+        shots=entry["shots"],
+        network_size=(height, width),
+        class_ids=tuple(entry["class_ids"]),
+        arrays=arrays,
+    )

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a torch module to an ONNX graph that Triton takes as its config declares it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.errors import GraphError
+from export.family import PLANES, Graph, TensorSpec
+
+OPSET = 18
+"""Operator set of the graphs."""
+
+IR_VERSION = 10
+"""The highest that ONNX Runtime 1.19, as Triton 24.10 carries it, reads."""
+
+SELF_CHECK_TOLERANCE = 1e-4
+"""Largest difference between torch and ONNX Runtime, relative to the largest value."""
+
+
+def export_graph(graph: Graph) -> bytes:
+    """Writes a graph as ONNX, with every dimension declared, and compares it with its module.
+
+    Args:
+        graph: What to export.
+
+    Returns:
+        The serialised model: the same bytes for the same graph.
+
+    Raises:
+        GraphError: The ONNX graph is not what the specs say, or computes something else.
+    """
+    module = graph.module.eval()
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(example_tensors(graph.inputs, batch=2, planes=3)),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.outputs],
+            dynamic_shapes=tuple(_dynamic_axes(graph.inputs)),
+            verbose=False,
+        )
+    if program is None:
+        raise GraphError(f"torch exported no {graph.role} graph.")
+    model = program.model_proto
+    _strip(model)
+    model.ir_version = IR_VERSION
+    _declare(model.graph.input, graph.inputs, graph.role)
+    _declare(model.graph.output, graph.outputs, graph.role)
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    _compare_with_torch(graph, content)
+    return content
+
+
+def example_tensors(specs: Sequence[TensorSpec], *, batch: int, planes: int) -> list[Tensor]:
+    """Makes inputs that are the same every time.
+
+    Args:
+        specs: What they are.
+        batch: Length of dimension 0.
+        planes: Length in place of `PLANES`.
+
+    Returns:
+        Bytes over their whole range, floats in [0, 1).
+    """
+    generator = torch.Generator().manual_seed(0)
+    tensors = []
+    for spec in specs:
+        shape = (batch, *(planes if dim == PLANES else dim for dim in spec.dims))
+        values = torch.rand(shape, generator=generator)
+        if spec.dtype != "float32":
+            scale = 256 if spec.dtype == "uint8" else 65536
+            values = (values * scale).to(getattr(torch, spec.dtype))
+        tensors.append(values)
+    return tensors
+
+
+class OnnxGraph:
+    """A serialised graph, run by ONNX Runtime on the processor."""
+
+    def __init__(self, content: bytes) -> None:
+        """Loads a graph.
+
+        Raises:
+            GraphError: ONNX Runtime refuses it.
+        """
+        # Set before the import: the runtime would write telemetry under the user's cache.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        import onnxruntime
+
+        try:
+            self._session = onnxruntime.InferenceSession(
+                content, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise GraphError(f"ONNX Runtime does not load the graph: {error}") from error
+        self.outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, inputs: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        """Runs the graph on tensors by name; returns all its outputs by name."""
+        return dict(zip(self.outputs, self._session.run(self.outputs, inputs), strict=True))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch's remarks about its own insides, which no user can act upon, off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _dynamic_axes(specs: Sequence[TensorSpec]) -> Iterator[dict[int, torch.export.Dim]]:
+    batch, planes = torch.export.Dim("batch"), torch.export.Dim("planes", min=2)
+    for spec in specs:
+        free = {axis: planes for axis, dim in enumerate(spec.dims, start=1) if dim == PLANES}
+        yield {0: batch, **free}
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes what tells of the machine that exported: stack traces, file names, node origins."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    model.producer_name, model.producer_version = "fewseg-export", ""
+    graph = model.graph
+    graph.name, graph.doc_string = "fewseg", ""
+    del graph.metadata_props[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    # Shapes of inner tensors say nothing that a runtime does not infer itself.
+    del graph.value_info[:]
+
+
+def _declare(values: Sequence[onnx.ValueInfoProto], specs: Sequence[TensorSpec], role: str) -> None:
+    """Writes the dims of the config onto the graph: Triton refuses an output where they differ."""
+    if [value.name for value in values] != [spec.name for spec in specs]:
+        raise GraphError(
+            f"The {role} graph has the tensors {[value.name for value in values]}, "
+            f"expected {[spec.name for spec in specs]}."
+        )
+    for value, spec in zip(values, specs, strict=True):
+        shape = value.type.tensor_type.shape
+        if len(shape.dim) != len(spec.dims) + 1:
+            raise GraphError(f"{spec.name} of the {role} graph has {len(shape.dim)} dimensions.")
+        for dim, length in zip(shape.dim[1:], spec.dims, strict=True):
+            if dim.HasField("dim_value") and dim.dim_value != length:
+                raise GraphError(
+                    f"{spec.name} of the {role} graph has the length {dim.dim_value} where "
+                    f"{length} was promised."
+                )
+            if length == PLANES:
+                dim.dim_param = "planes"
+            else:
+                dim.dim_value = length
+        shape.dim[0].dim_param = "batch"
+
+
+def _compare_with_torch(graph: Graph, content: bytes) -> None:
+    """Runs module and graph on another batch and number of ways than the export saw."""
+    inputs = example_tensors(graph.inputs, batch=1, planes=2)
+    with torch.no_grad():
+        results = graph.module(*inputs)
+    expected = (results,) if isinstance(results, Tensor) else results
+    feeds = {spec.name: value.numpy() for spec, value in zip(graph.inputs, inputs, strict=True)}
+    answers = OnnxGraph(content)(feeds)
+    for spec, wanted in zip(graph.outputs, expected, strict=True):
+        scale = max(float(wanted.abs().max()), 1e-12)
+        error = float(np.abs(answers[spec.name] - wanted.numpy()).max()) / scale
+        if not error <= SELF_CHECK_TOLERANCE:
+            raise GraphError(
+                f"{spec.name} of the exported {graph.role} graph differs from torch by {error:.1e} "
+                f"of its largest value; at most {SELF_CHECK_TOLERANCE:.0e} is allowed."
+            )

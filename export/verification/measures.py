@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors against golden vectors, each beside the error that is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.goldens import Case
+from export.verification.episode import Outcome, annotation_planes
+
+Array = NDArray[Any]
+
+INPUT_TOLERANCE = 1e-5
+"""Of the normalised image, whose values lie within +-3."""
+
+FEATURE_TOLERANCE = 1e-4
+"""Of features, relative to the largest."""
+
+PROTOTYPE_TOLERANCE = 1e-4
+"""Of prototypes, relative to the largest."""
+
+SCORE_TOLERANCE = 2e-3
+"""Of scores and logits, whose scale is +-20."""
+
+PROBABILITY_TOLERANCE = SCORE_TOLERANCE / 2 + 5e-4
+"""Of probabilities: a soft-max passes on half of a logit's error at most; float16 adds its own."""
+
+TIE_MARGIN = 4e-3
+"""Lead of the best plane under which two computations may decide differently."""
+
+HALF_ROUNDING = 2.0**-7
+"""Rounding of a logit of 16 and more that the goldens store in float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One comparison.
+
+    Attributes:
+        case: Golden case.
+        stage: Which computation.
+        quantity: What was compared.
+        error: The worst difference; None if it could not be run.
+        tolerance: What is allowed.
+        reason: Why it could not be run.
+    """
+
+    case: str
+    stage: str
+    quantity: str
+    error: float | None
+    tolerance: float
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it ran and the error is within the tolerance."""
+        return self.error is not None and self.error <= self.tolerance
+
+
+def measure_planes(case: Case) -> Measure:
+    """Counts pixels of the annotation planes that differ from those fed to the official network."""
+    wrong = 0
+    for way in range(case.ways):
+        for shot in range(case.shots):
+            planes = annotation_planes(case, way, shot)
+            wrong += int((planes[1 + way] != case.arrays["fg_mask"][way, shot]).sum())
+            wrong += int((planes[0] != case.arrays["bg_mask"][way, shot]).sum())
+    return Measure(case.name, "input", "planes, pixels", wrong, 0)
+
+
+def measure_input(case: Case, normalised: Array) -> Measure:
+    """Compares the normalised query [3, H, W] with what was fed to the official network."""
+    if "query_tensor" in case.arrays:
+        error = _worst(normalised, case.arrays["query_tensor"][0])
+    else:
+        window = _window(normalised, case.arrays["query_tensor_crop_yx"])
+        error = _worst(window, case.arrays["query_tensor_crop"][0])
+    return Measure(case.name, "input", "query tensor", error, INPUT_TOLERANCE)
+
+
+def measure_outcome(case: Case, stage: str, outcome: Outcome) -> list[Measure]:
+    """Compares everything that an episode came to."""
+    arrays = case.arrays
+    ways = range(case.ways)
+    foreground = np.stack([outcome.shots[way, :, 1 + way] for way in ways])
+    prototypes = np.concatenate([arrays["bg_prototype"], arrays["fg_prototypes"]])
+    golden = arrays["query_features_ch0_8"][0]
+    decided = decided_pixels(case)
+    rows: list[tuple[str, float, float]] = [
+        ("query features", _relative(outcome.features[:8], golden), FEATURE_TOLERANCE),
+        (
+            "shots, foreground",
+            _relative(foreground, arrays["fg_shot_prototypes"]),
+            PROTOTYPE_TOLERANCE,
+        ),
+        (
+            "shots, background",
+            _relative(outcome.shots[:, :, 0], arrays["bg_shot_prototypes"]),
+            PROTOTYPE_TOLERANCE,
+        ),
+        ("prototypes", _relative(outcome.prototypes, prototypes), PROTOTYPE_TOLERANCE),
+        ("scores", _worst(outcome.scores, arrays["lowres_scores"][0]), SCORE_TOLERANCE),
+        ("logits", _logit_error(case, outcome.logits), SCORE_TOLERANCE),
+        ("mask, pixels", _mask_error(case, outcome.logits.argmax(axis=0), decided), 0.0),
+    ]
+    return [Measure(case.name, stage, *row) for row in rows]
+
+
+def measure_served(case: Case, stage: str, mask: Array, probabilities: Array) -> list[Measure]:
+    """Compares a mask [H, W] and probabilities [1 + ways, H, W] at the network's size."""
+    golden, window = _golden_logits(case)
+    if window is not None:
+        probabilities = _window(probabilities, window)
+    exact = _softmax(golden.astype(np.float64))
+    error = _worst(probabilities.astype(np.float64), exact)
+    differing = _mask_error(case, mask, decided_pixels(case))
+    return [
+        Measure(case.name, stage, "mask, pixels", differing, 0),
+        Measure(case.name, stage, "probabilities", error, PROBABILITY_TOLERANCE),
+    ]
+
+
+def measure_difference(
+    case: Case, stage: str, quantity: str, first: Array, second: Array
+) -> Measure:
+    """Compares two computations that must agree to the last bit."""
+    return Measure(case.name, stage, quantity, _worst(first, second), 0.0)
+
+
+def decided_pixels(case: Case) -> Array:
+    """Booleans [H, W]: where the golden logits are no tie."""
+    if "logits" in case.arrays:
+        logits, margin = case.arrays["logits"][0], TIE_MARGIN
+    else:
+        logits = case.arrays["logits_f16"][0].astype(np.float32)
+        margin = TIE_MARGIN + 2 * HALF_ROUNDING
+    best = np.sort(logits, axis=0)
+    return np.asarray(best[-1] - best[-2] > margin)
+
+
+def _golden_logits(case: Case) -> tuple[Array, Array | None]:
+    """Returns the float32 logits, and their window if they are one of a larger map."""
+    if "logits" in case.arrays:
+        return case.arrays["logits"][0], None
+    return case.arrays["logits_crop"][0], case.arrays["logits_crop_yx"]
+
+
+def _logit_error(case: Case, logits: Array) -> float:
+    golden, window = _golden_logits(case)
+    return _worst(logits if window is None else _window(logits, window), golden)
+
+
+def _mask_error(case: Case, mask: Array, decided: Array) -> float:
+    return float(((mask != case.arrays["pred"]) & decided).sum())
+
+
+def _window(planes: Array, window: Array) -> Array:
+    top, left, height, width = (int(value) for value in window)
+    return planes[:, top : top + height, left : left + width]
+
+
+def _worst(values: Array, golden: Array) -> float:
+    """Largest absolute difference; NaN counts as infinitely wrong."""
+    if values.shape != golden.shape:
+        return float("inf")
+    error = float(np.abs(values.astype(np.float64) - golden.astype(np.float64)).max(initial=0.0))
+    return error if error == error else float("inf")
+
+
+def _relative(values: Array, golden: Array) -> float:
+    return _worst(values, golden) / max(float(np.abs(golden).max()), 1e-12)
+
+
+def _softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(axis=0, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=0, keepdims=True))

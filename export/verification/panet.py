@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verifies PANet from an official checkpoint file to the mask that an application gets."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from export.family import Family
+from export.goldens import Case, read_cases, read_keys, seeded_checkpoint
+from export.methods.prototypes import PrototypeFeatures
+from export.prototype_family import prototype_family
+from export.repository import write_family
+from export.sources import panet_checkpoint
+from export.verification.episode import Runner, network_image, run_ensembles, run_episode
+from export.verification.measures import (
+    Measure,
+    measure_difference,
+    measure_input,
+    measure_outcome,
+    measure_planes,
+    measure_served,
+)
+from export.verification.stored import StoredFamily, TorchFamily
+
+SERVED_STAGE = "gateway, embedded"
+
+
+def verify_panet(
+    goldens: Path, *, names: Sequence[str] = (), served: bool = True
+) -> Iterator[Measure]:
+    """Compares torch, the exported graphs and the gateway with golden cases.
+
+    The seeded weights are saved as an official checkpoint is, read back as one and exported, so
+    that every step of a real export is under test.
+
+    Args:
+        goldens: Folder of PANet's golden vectors.
+        names: Which cases; none means all.
+        served: Whether to go through the gateway, too.
+
+    Yields:
+        A measure for each quantity of each stage.
+
+    Raises:
+        GoldenError: The folder is not usable.
+        ExportError: The export itself fails.
+    """
+    cases = read_cases(goldens, names)
+    shapes = read_keys(goldens)
+    with tempfile.TemporaryDirectory(prefix="fewseg-verify-") as folder:
+        root = Path(folder)
+        cases.sort(key=_family_key)
+        for (seed, size), group in groupby(cases, key=_family_key):
+            checkpoint = root / "30000.pth"
+            save_as_official(seeded_checkpoint(shapes, seed), checkpoint)
+            repository = root / f"repository-{seed}-{size[0]}x{size[1]}"
+            family = _export(checkpoint, size, repository)
+            for case in group:
+                yield from _verify_case(case, family, repository)
+                if served:
+                    yield from _verify_served(case, family, repository)
+
+
+def save_as_official(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Saves tensors as the official training does: legacy format, keys behind `module.`."""
+    state = OrderedDict((f"module.{key}", tensor) for key, tensor in tensors.items())
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+def _family_key(case: Case) -> tuple[int, tuple[int, int]]:
+    return case.weight_seed, case.network_size
+
+
+def _export(checkpoint: Path, size: tuple[int, int], repository: Path) -> Family:
+    source = panet_checkpoint(checkpoint)
+    family = prototype_family(
+        method="panet",
+        alias="panet",
+        trunk=source.trunk,
+        size=size,
+        provenance=source.provenance,
+    )
+    write_family(family, repository)
+    return family
+
+
+def _verify_case(case: Case, family: Family, repository: Path) -> Iterator[Measure]:
+    yield measure_planes(case)
+    module = family.graphs[0].module
+    assert isinstance(module, PrototypeFeatures)
+    query = torch.tensor(network_image(case.arrays["query_image"], case.network_size))
+    yield measure_input(case, module.normalise(query[None])[0].numpy())
+    yield from measure_outcome(case, "torch", run_episode(case, TorchFamily(family).run))
+    stored: Runner = StoredFamily(repository, family.name).run
+    outcome = run_episode(case, stored)
+    yield from measure_outcome(case, "onnxruntime", outcome)
+    encoded, decoded = run_ensembles(case, stored, outcome.prototypes)
+    for quantity, first, second in (
+        ("support_encoder", encoded, outcome.shots[0, 0]),
+        ("query_decoder", decoded, outcome.scores),
+    ):
+        yield measure_difference(case, "ensembles as graphs", quantity, first, second)
+
+
+def _verify_served(case: Case, family: Family, repository: Path) -> Iterator[Measure]:
+    # Imported here: the SDK is wanted by this stage only.
+    from export.verification.served import segment_served
+    from fewseg import FewSegError
+
+    try:
+        mask, probabilities = segment_served(case, repository, family.alias)
+    except (FewSegError, ImportError) as error:
+        yield Measure(case.name, SERVED_STAGE, "mask", None, 0, reason=str(error))
+        return
+    yield from measure_served(case, SERVED_STAGE, mask, probabilities)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An episode through the gateway: from raw images and label maps to a mask, as applications ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from export.goldens import Case
+from fewseg import Annotation, Client, IndexMask, Support
+
+VOID_VALUE = 255
+"""Label of void pixels in the goldens' maps."""
+
+
+def segment_served(case: Case, repository: Path, model: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Registers the episode's supports as a task and segments its query.
+
+    Args:
+        case: The episode.
+        repository: Model repository that the in-process service is started on.
+        model: Alias of the model.
+
+    Returns:
+        The mask uint8 [H, W] and the probabilities float16 [1 + ways, H, W] at the network's size.
+
+    Raises:
+        fewseg.FewSegError: The service does not start or refuses a call.
+    """
+    names = {value: f"way{way}" for way, value in enumerate(case.class_ids)}
+    with Client(":embedded:", repository=str(repository), store="memory") as client:
+        task = client.register(list(names.values()), list(_supports(case, names)), model=model)
+        result = client.segment(
+            task, case.arrays["query_image"], size="network", probabilities=True
+        )
+    if result.probabilities is None:
+        raise ValueError("The service returned no probabilities.")
+    return result.mask, result.probabilities
+
+
+def _supports(case: Case, names: dict[int, str]) -> list[Support]:
+    """One support per way and shot, each a shot of its way alone."""
+    return [
+        Support(
+            case.arrays["support_images"][way, shot],
+            Annotation(
+                [IndexMask(case.arrays["support_labels"][way, shot], names, void=[VOID_VALUE])],
+                shot_classes=[f"way{way}"],
+            ),
+            id=f"way{way}-shot{shot}",
+        )
+        for way in range(case.ways)
+        for shot in range(case.shots)
+    ]

@@ -1,0 +1,50 @@
+"""When to send a call again.
+
+Not left to gRPC's own retry policy: on its second attempt of a client stream it was seen to lose
+messages (grpcio 1.85), and a support that is missing would go unnoticed. So that channels have
+retries off, and only calls of a single message are repeated, here.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+from fewseg.errors import FewSegError, Unavailable
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+
+
+class Attempts:
+    """The attempts of one call, which share its deadline.
+
+    Args:
+        retries: How often the call may be sent again.
+        timeout: Seconds for all attempts together; None for no deadline.
+    """
+
+    def __init__(self, retries: int, timeout: float | None) -> None:
+        self._left = retries
+        self._made = 0
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    def time_left(self) -> float | None:
+        """Seconds until the deadline, or None."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def pause_after(self, failure: FewSegError) -> float | None:
+        """Seconds to wait before the next attempt, or None if there is none.
+
+        The pause doubles from attempt to attempt, within a fifth of chance so that clients do not
+        come back all at once, and is no shorter than the server asks for.
+        """
+        if not isinstance(failure, Unavailable) or self._left == 0:
+            return None
+        doubled = min(_FIRST_PAUSE * 2.0**self._made, _LONGEST_PAUSE)
+        pause = max(doubled * random.uniform(0.8, 1.2), failure.retry_after or 0.0)
+        left = self.time_left()
+        if left is not None and pause >= left:
+            return None
+        self._left -= 1
+        self._made += 1
+        return pause

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine that runs a model repository inside the gateway's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core.errors import DeadlineExceededError, RepositoryError, UnavailableError
+from service.core.family import GraphRole
+from service.core.ports import Discovery, GuidanceHandle, Telemetry, Tensors
+from service.engines.config_files import config_path
+from service.engines.loading import LoadedFamily, Runnable, load_family, read_repository
+from service.engines.sessions import Run, StoppedError, check_providers
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_RETRY_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Guidance:
+    """Guidance behind a handle; its arrays are read-only, their batch is 1."""
+
+    family: str
+    tensors: Mapping[str, NDArray[Any]]
+
+
+class EmbeddedEngine:
+    """Runs a repository's graphs and ensembles through ONNX Runtime.
+
+    Implements ``service.core.ports.Engine``. Graphs run in threads of the engine's own, so that
+    neither the event loop nor the threads that decode images wait for them. The engine belongs to
+    the event loop that uses it: its methods are not thread-safe.
+
+    Args:
+        repository: Folder of the model repository.
+        threads: Threads that work on one graph; 0 for one per core.
+        workers: Graphs that run at once. Two keep a short decode from waiting behind a long
+            features; more gain nothing on cores that one graph fills already.
+        providers: ONNX Runtime's execution providers, best first.
+        telemetry: Hears of every graph that ran.
+
+    Raises:
+        ValueError: A number is out of range, or a provider is not installed.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        telemetry: Telemetry,
+        threads: int = 0,
+        workers: int = 2,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        if threads < 0 or workers < 1:
+            raise ValueError("threads must be at least 0 and workers at least 1")
+        check_providers(providers)
+        self._repository = repository
+        self._threads = threads
+        self._providers = tuple(providers)
+        self._telemetry = telemetry
+        self._families: dict[str, LoadedFamily] = {}
+        self._guidance: dict[str, _Guidance] = {}
+        self._handle_numbers = itertools.count(1)
+        self._loading = asyncio.Lock()
+        self._closed = False
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="fewseg-graph")
+
+    @property
+    def name(self) -> str:
+        """The engine's kind, for people."""
+        return "embedded"
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """Names of the families that ``run`` accepts."""
+        return frozenset(self._families)
+
+    @property
+    def guidance_bytes(self) -> int:
+        """Bytes behind all handles."""
+        return sum(_nbytes(kept.tensors) for kept in self._guidance.values())
+
+    async def discover(self) -> Discovery:
+        """Reads the repository afresh; loads nothing.
+
+        Raises:
+            UnavailableError: The repository cannot be read (REPOSITORY_UNREACHABLE).
+        """
+        catalog = await self._off_loop(read_repository)
+        families = {name: models.family for name, models in catalog.families.items()}
+        return Discovery(families, tuple(catalog.problems))
+
+    async def load(self, family: str) -> None:
+        """Loads all graphs of a family and runs each once; a loaded family stays as it is.
+
+        Raises:
+            RepositoryError: The repository holds no such family (FAMILY_UNKNOWN), or a
+                graph does not load; none of the family stays loaded.
+            UnavailableError: The repository cannot be read, or the engine is closed.
+        """
+        # One at a time: loading fills the disk and the cores as it is.
+        async with self._loading:
+            self._check_open()
+            if family in self._families:
+                return
+            models = (await self._off_loop(read_repository)).families.get(family)
+            if models is None:
+                where = config_path(f"{family}_{GraphRole.FEATURES.value}")
+                raise RepositoryError(
+                    "FAMILY_UNKNOWN",
+                    f"{where}: the repository holds no complete family of this name.",
+                )
+            loaded = await self._off_loop(load_family, models, self._threads, self._providers)
+            self._check_open()
+            self._families[family] = loaded
+
+    async def unload(self, family: str) -> None:
+        """Lets a family and its guidance go; runs in flight end as if nothing had happened."""
+        async with self._loading:
+            self._forget(family)
+
+    async def run(
+        self,
+        family: str,
+        role: GraphRole,
+        inputs: Tensors,
+        *,
+        guidance: GuidanceHandle | None = None,
+        deadline: float | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """Runs one graph or ensemble; see ``service.core.ports.Engine.run``.
+
+        A run whose deadline passes, or whose task is cancelled, frees its worker before the next
+        node of its graph; one that still waits for a worker never starts.
+
+        Raises:
+            UnavailableError: The family is not loaded (FAMILY_NOT_LOADED), the handle's
+                guidance is gone (GUIDANCE_DROPPED: put it again), the graph failed
+                (ENGINE_FAILED), or the engine is closed (ENGINE_CLOSED).
+            DeadlineExceededError: The deadline passed (DEADLINE_EXCEEDED).
+            ValueError: The inputs are not those of the graph.
+        """
+        model = self._model(family, role)
+        feeds = dict(inputs)
+        if guidance is not None:
+            feeds.update(self._guidance_of(family, guidance, _batch(inputs)))
+        _check_feeds(model, feeds)
+        remaining = _remaining(deadline)
+        run = Run()
+        future = asyncio.wrap_future(self._executor.submit(_execute, model, feeds, run, deadline))
+        try:
+            async with asyncio.timeout(remaining):
+                return await future
+        except TimeoutError:
+            raise _deadline_exceeded() from None
+        finally:
+            run.stop()
+            for ran in run.ran:
+                self._telemetry.graph_run(ran)
+
+    async def put_guidance(self, family: str, tensors: Tensors) -> GuidanceHandle:
+        """Keeps the guidance of one task in memory; read-only arrays are kept without a copy.
+
+        Raises:
+            UnavailableError: The family is not loaded, or the engine is closed.
+            ValueError: A tensor is no input of ``decode``, or its batch is not 1.
+        """
+        model = self._model(family, GraphRole.DECODE)
+        for name, values in tensors.items():
+            if name not in model.inputs:
+                raise ValueError(f"{model.model} takes no tensor {name}")
+            model.inputs[name].check(values)
+            if len(values) != 1:
+                raise ValueError(f"guidance {name} must have batch 1, not {len(values)}")
+        kept = {name: _read_only(values) for name, values in tensors.items()}
+        key = f"{family}/{next(self._handle_numbers)}"
+        self._guidance[key] = _Guidance(family, kept)
+        return GuidanceHandle(family, key, _nbytes(kept))
+
+    async def drop(self, handle: GuidanceHandle) -> None:
+        """Lets guidance go; see ``service.core.ports.Engine.drop``."""
+        self._guidance.pop(handle.key, None)
+
+    async def close(self) -> None:
+        """Lets everything go once the runs in flight have ended. Closing twice is harmless."""
+        self._closed = True
+        await asyncio.to_thread(self._executor.shutdown)
+        for family in tuple(self._families):
+            self._forget(family)
+
+    async def _off_loop(
+        self, read: Callable[Concatenate[Path, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """Reads the repository in a thread."""
+        try:
+            return await asyncio.to_thread(read, self._repository, *args, **kwargs)
+        except OSError as error:
+            raise UnavailableError(
+                "REPOSITORY_UNREACHABLE",
+                "The model repository cannot be read; check that its folder exists.",
+                retry_after=_RETRY_SECONDS,
+            ) from error
+
+    def _forget(self, family: str) -> None:
+        self._families.pop(family, None)
+        for key in [key for key, kept in self._guidance.items() if kept.family == family]:
+            del self._guidance[key]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError(
+                "ENGINE_CLOSED", "The engine is shutting down.", retry_after=_RETRY_SECONDS
+            )
+
+    def _model(self, family: str, role: GraphRole) -> Runnable:
+        self._check_open()
+        loaded = self._families.get(family)
+        if loaded is None:
+            raise UnavailableError(
+                "FAMILY_NOT_LOADED", f"Family {family} is not loaded.", retry_after=_RETRY_SECONDS
+            )
+        if role not in loaded.models:
+            raise ValueError(f"family {family} has no {role.value}")
+        return loaded.models[role]
+
+    def _guidance_of(
+        self, family: str, handle: GuidanceHandle, batch: int
+    ) -> dict[str, NDArray[Any]]:
+        """The tensors behind a handle, once per query of the batch."""
+        if handle.family != family:
+            raise ValueError(f"guidance {handle.key} is not of family {family}")
+        kept = self._guidance.get(handle.key)
+        if kept is None:
+            raise UnavailableError(
+                "GUIDANCE_DROPPED", "The guidance was dropped; put it again.", retry_after=0.0
+            )
+        if batch == 1:
+            return dict(kept.tensors)
+        return {name: np.repeat(values, batch, axis=0) for name, values in kept.tensors.items()}
+
+
+def _execute(
+    model: Runnable, feeds: Tensors, run: Run, deadline: float | None
+) -> dict[str, NDArray[Any]]:
+    """Runs a model in a worker thread."""
+    _remaining(deadline)
+    try:
+        return model.run(feeds, run)
+    except StoppedError:
+        raise _deadline_exceeded() from None
+    # Each failure of the runtime has a class of its own, with no base but this.
+    except Exception as error:
+        raise UnavailableError(
+            "ENGINE_FAILED",
+            f"The engine failed to run {model.model}.",
+            retry_after=_RETRY_SECONDS,
+        ) from error
+
+
+def _check_feeds(model: Runnable, feeds: Tensors) -> None:
+    """Raises ``ValueError`` unless the tensors are exactly the model's inputs, of one batch."""
+    if feeds.keys() != model.inputs.keys():
+        wanted, given = sorted(model.inputs), sorted(feeds)
+        raise ValueError(f"{model.model} takes {wanted}, not {given}")
+    for name, spec in model.inputs.items():
+        spec.check(feeds[name])
+    batches = {len(values) for values in feeds.values()}
+    if len(batches) != 1 or not 1 <= min(batches) <= model.max_batch:
+        raise ValueError(
+            f"{model.model} takes one batch of 1 to {model.max_batch}, not {sorted(batches)}"
+        )
+
+
+def _batch(inputs: Tensors) -> int:
+    return next((len(values) for values in inputs.values() if values.ndim), 1)
+
+
+def _remaining(deadline: float | None) -> float | None:
+    """Seconds to the deadline; raises ``DeadlineExceededError`` when there are none."""
+    if deadline is None:
+        return None
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise _deadline_exceeded()
+    return remaining
+
+
+def _deadline_exceeded() -> DeadlineExceededError:
+    return DeadlineExceededError(
+        "DEADLINE_EXCEEDED", "The deadline passed before the network had answered."
+    )
+
+
+def _read_only(values: NDArray[Any]) -> NDArray[Any]:
+    if values.flags.writeable or not values.flags.c_contiguous:
+        values = np.array(values, order="C")
+        values.setflags(write=False)
+    return values
+
+
+def _nbytes(tensors: Tensors) -> int:
+    return sum(values.nbytes for values in tensors.values())

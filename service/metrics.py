@@ -1,0 +1,152 @@
+"""Metrics for Prometheus. Labels are bounded: never the name of a task or a tenant."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Final
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from service.core.family import GraphRole
+from service.core.timing import Stage
+
+#: Seconds: 10 microseconds, and each bucket half as long again up to half a minute.
+BUCKETS: Final = tuple(10e-6 * 1.5**step for step in range(38))
+
+
+class Metrics:
+    """What happens in one server; implements ``Telemetry`` and ``CallObserver``.
+
+    Args:
+        version: Of the server, for ``fewseg_build_info``.
+        engine: Name of its engine.
+        store: Name of its store.
+    """
+
+    def __init__(self, *, version: str, engine: str, store: str) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._calls = Histogram(
+            "fewseg_rpc_duration_seconds",
+            "Time of a call inside the server.",
+            ["method", "code"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._calls_running = Gauge(
+            "fewseg_rpcs_in_progress", "Calls that run now.", ["method"], registry=registry
+        )
+        self._stages = Histogram(
+            "fewseg_stage_duration_seconds",
+            "Time of a stage of a call.",
+            ["stage"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._hits = Counter(
+            "fewseg_cache_hits", "Look-ups that a cache answered.", ["cache"], registry=registry
+        )
+        self._misses = Counter(
+            "fewseg_cache_misses",
+            "Look-ups that it could not answer.",
+            ["cache"],
+            registry=registry,
+        )
+        self._evictions = Counter(
+            "fewseg_cache_evictions",
+            "Entries let go to stay within the budget.",
+            ["cache"],
+            registry=registry,
+        )
+        self._cache_bytes = Gauge(
+            "fewseg_cache_bytes", "Bytes that a cache holds.", ["cache"], registry=registry
+        )
+        self._graph_runs = Counter(
+            "fewseg_graph_runs", "Runs of graphs, by role.", ["role"], registry=registry
+        )
+        self._tasks = Gauge("fewseg_tasks", "Tasks in the store.", registry=registry)
+        self._in_flight = Gauge(
+            "fewseg_in_flight_requests", "Requests that run or wait for a slot.", registry=registry
+        )
+        Gauge(
+            "fewseg_build_info",
+            "1, with what the server is made of as labels.",
+            ["version", "engine", "store"],
+            registry=registry,
+        ).labels(version, engine, store).set(1)
+
+    def call_started(self, method: str) -> None:
+        """See ``CallObserver``."""
+        self._calls_running.labels(method).inc()
+
+    def call_ended(self, method: str, code: str, seconds: float) -> None:
+        """See ``CallObserver``."""
+        self._calls_running.labels(method).dec()
+        self._calls.labels(method, code).observe(seconds)
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """See ``Telemetry``."""
+        self._stages.labels(stage.value).observe(seconds)
+
+    def cache_hit(self, cache: str) -> None:
+        """See ``Telemetry``."""
+        self._hits.labels(cache).inc()
+
+    def cache_miss(self, cache: str) -> None:
+        """See ``Telemetry``."""
+        self._misses.labels(cache).inc()
+
+    def cache_evicted(self, cache: str, entries: int) -> None:
+        """See ``Telemetry``."""
+        self._evictions.labels(cache).inc(entries)
+
+    def cache_bytes(self, cache: str, nbytes: int) -> None:
+        """See ``Telemetry``."""
+        self._cache_bytes.labels(cache).set(nbytes)
+
+    def graph_run(self, role: GraphRole) -> None:
+        """See ``Telemetry``."""
+        self._graph_runs.labels(role.value).inc()
+
+    def in_flight(self, count: int) -> None:
+        """See ``Telemetry``."""
+        self._in_flight.set(count)
+
+    def tasks(self, count: int) -> None:
+        """See ``Telemetry``."""
+        self._tasks.set(count)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsEndpoint:
+    """Metrics over HTTP, in a thread of its own.
+
+    Attributes:
+        server: Listens.
+        thread: Serves.
+    """
+
+    server: WSGIServer
+    thread: threading.Thread
+
+    @classmethod
+    def open(cls, metrics: Metrics, host: str, port: int) -> MetricsEndpoint:
+        """Listens on a port, 0 for any free one.
+
+        Raises:
+            OSError: The port is taken, or the host is not this machine's.
+        """
+        server, thread = start_http_server(port, addr=host, registry=metrics.registry)
+        return cls(server, thread)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.server.server_port)
+
+    def close(self) -> None:
+        """Stops listening, and waits for the thread."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()

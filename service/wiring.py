@@ -1,0 +1,62 @@
+"""The one place where settings become a server: engine, store, core, edge."""
+
+from __future__ import annotations
+
+from service.api.models import Identity
+from service.config import VERSION, Settings
+from service.core.gateway import Gateway
+from service.core.ports import Store, Telemetry
+from service.engines.embedded import EmbeddedEngine
+from service.metrics import Metrics
+from service.server import Server
+from service.stores.memory import MemoryStore
+from service.stores.sqlite import SqliteStore
+
+
+class SetupError(Exception):
+    """The settings ask for something that this machine does not have."""
+
+
+def build(settings: Settings) -> Server:
+    """Makes a server that only has to be started.
+
+    Args:
+        settings: How it is set up.
+
+    Raises:
+        SetupError: The settings ask for something that this machine does not have.
+    """
+    identity = Identity(version=VERSION, engine=settings.engine, store=settings.store)
+    metrics = Metrics(version=VERSION, engine=settings.engine, store=settings.store)
+    store = _store(settings)
+    gateway = Gateway(
+        engine=_engine(settings, metrics),
+        store=store,
+        limits=settings.bounds(),
+        telemetry=metrics,
+        settings=settings.core(),
+    )
+    return Server(gateway, settings, metrics, identity)
+
+
+def _engine(settings: Settings, telemetry: Telemetry) -> EmbeddedEngine:
+    if not settings.repository.is_dir():
+        raise SetupError(
+            f"repository: there is no folder {settings.repository}; fewseg-export makes one"
+        )
+    try:
+        return EmbeddedEngine(
+            settings.repository,
+            telemetry=telemetry,
+            threads=settings.engine_threads,
+            workers=settings.engine_workers,
+            providers=settings.providers,
+        )
+    except ValueError as error:
+        raise SetupError(f"providers: {error}") from error
+
+
+def _store(settings: Settings) -> Store:
+    if settings.store == "memory":
+        return MemoryStore(max_tasks=settings.limits.tasks)
+    return SqliteStore(settings.store_path, max_tasks=settings.limits.tasks)

@@ -1,0 +1,114 @@
+import asyncio
+import time
+
+import grpc
+import pytest
+
+from fewseg.v1 import task_service_pb2 as tasks
+from service.api.calls import new_call, request_id_of
+from service.api.interceptors import CallInterceptor
+from service.core.errors import DeadlineExceededError
+from tests.helpers.live_server import NAME, register_request, segment_request, serving
+
+
+class FakeContext:
+    """As much of a servicer context as a deadline takes."""
+
+    def __init__(self, remaining):
+        self.remaining = remaining
+
+    def time_remaining(self):
+        return self.remaining
+
+
+def test_a_call_carries_the_deadline_of_its_client():
+    call = new_call(FakeContext(5.0))
+    assert call.deadline == pytest.approx(time.monotonic() + 5.0, abs=0.5)
+
+
+def test_a_call_without_a_deadline_has_none():
+    assert new_call(FakeContext(None)).deadline is None
+
+
+def test_a_call_that_comes_too_late_is_refused_before_any_work():
+    with pytest.raises(DeadlineExceededError):
+        new_call(FakeContext(0.0))
+
+
+def test_a_call_without_an_id_gets_one_of_its_own():
+    assert request_id_of(None) != request_id_of(())
+    assert request_id_of([("x-request-id", b"bytes")]) != "bytes"
+    assert request_id_of([("other", "x"), ("x-request-id", "given")]) == "given"
+
+
+def samples(live, method):
+    """Counts of ended calls of a method by code."""
+    metric = next(
+        metric
+        for metric in live.server._metrics.registry.collect()
+        if metric.name == "fewseg_rpc_duration_seconds"
+    )
+    return {
+        sample.labels["code"]: sample.value
+        for sample in metric.samples
+        if sample.name.endswith("_count") and sample.labels["method"].endswith(method)
+    }
+
+
+async def test_calls_are_counted_by_method_and_code(live):
+    await live.tasks.RegisterTask(register_request())
+    for name in (NAME, NAME + "x"):
+        try:
+            await live.tasks.GetTask(tasks.GetTaskRequest(name=name))
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.NOT_FOUND  # noqa: PT017
+    assert samples(live, "TaskService/GetTask") == {"OK": 1.0, "NOT_FOUND": 1.0}
+
+
+@pytest.mark.parametrize(("timeout", "code"), [(None, "CANCELLED"), (0.15, "DEADLINE_EXCEEDED")])
+async def test_a_call_that_its_client_left_is_counted_as_such(live, monkeypatch, timeout, code):
+    entered = asyncio.Event()
+
+    async def held(query, call):
+        entered.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(live.server._gateway.segmenter, "segment", held)
+    call = live.segmentation.Segment(segment_request(), timeout=timeout)
+    waiting = asyncio.ensure_future(call)
+    await entered.wait()
+    if timeout is None:
+        call.cancel()
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+        await waiting
+    async with asyncio.timeout(5):
+        while code not in samples(live, "Segment"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert samples(live, "SegmentationService/Segment") == {code: 1.0}
+
+
+async def test_calls_before_the_start_is_complete_are_told_to_come_back(repository, monkeypatch):
+    async with serving(repository) as live:
+        monkeypatch.setattr(live.server._interceptor, "_admitting", False)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await live.tasks.ListTasks(tasks.ListTasksRequest())
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_unknown_methods_and_other_services_pass_untouched():
+    interceptor = CallInterceptor(None)
+
+    class Details:
+        method = "/grpc.health.v1.Health/Check"
+
+    handler = object()
+
+    async def found(details):
+        return handler
+
+    async def missing(details):
+        return None
+
+    assert await interceptor.intercept_service(found, Details) is handler
+    Details.method = "/fewseg.v1.TaskService/Nothing"
+    assert await interceptor.intercept_service(missing, Details) is None

@@ -1,0 +1,164 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from fewseg.v1 import model_service_pb2 as models
+from fewseg.v1 import model_service_pb2_grpc as models_grpc
+from service.main import main
+from tests.helpers.tiny_repository import write_tiny_repository
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def repository(tmp_path):
+    root = tmp_path / "models"
+    write_tiny_repository(root)
+    return root
+
+
+def command(repository, *arguments):
+    return [
+        *(sys.executable, "-m", "service.main", "--repository", str(repository)),
+        *("--port", "0", "--metrics-port", "0", *arguments),
+    ]
+
+
+def environment():
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FEWSEG_")}
+    return {**kept, "PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def serving(repository, *arguments):
+    """A server process, and what it said when it was ready."""
+    process = subprocess.Popen(
+        command(repository, *arguments),
+        cwd=repository.parent,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process, lines_until(process, "serving")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def lines_until(process, event):
+    """Reads the log up to an event, and returns its line."""
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if json.loads(line)["event"] == event:
+            return json.loads(line)
+    raise AssertionError("".join(seen))
+
+
+def list_models(port):
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = models_grpc.ModelServiceStub(channel)
+        listed = stub.ListModels(models.ListModelsRequest(), timeout=10)
+    return [model.alias for model in listed.models]
+
+
+def test_it_serves_refreshes_and_ends_well_on_a_signal(repository):
+    with serving(repository) as (process, ready):
+        assert list_models(ready["port"]) == ["tiny"]
+        url = f"http://127.0.0.1:{ready['metrics_port']}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert b"ListModels" in answer.read()
+        write_tiny_repository(repository, "added")
+        process.send_signal(signal.SIGHUP)
+        assert len(lines_until(process, "models_refreshed")["families"]) == 2
+        assert list_models(ready["port"]) == ["added", "tiny"]
+        process.send_signal(signal.SIGTERM)
+        lines_until(process, "stopped")
+        assert process.wait(20) == 0
+    assert (repository.parent / "fewseg-data" / "fewseg.db").exists()
+
+
+def test_a_second_signal_ends_it_at_once(repository):
+    with serving(repository, "--store", "memory", "--drain-seconds", "60") as (process, ready):
+        with grpc.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
+            # A stream that stays open keeps a graceful stop waiting.
+            open_stream = channel.stream_unary("/fewseg.v1.TaskService/AddSupports").future(
+                iter(lambda: __import__("time").sleep(0.05) or b"", None)
+            )
+            process.send_signal(signal.SIGINT)
+            lines_until(process, "stopping")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 128 + signal.SIGINT
+            open_stream.cancel()
+
+
+@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+def test_a_taken_port_is_told_and_ends_it(repository, option):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            command(repository, "--store", "memory", option, str(port)),
+            cwd=repository.parent,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("fewseg-serve: ")
+    assert str(port) in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def failure(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr("service.logs.configure", lambda *args: None)
+    with pytest.raises(SystemExit) as caught:
+        main(["--port", "0", "--metrics-port", "0", "--store", "memory", *arguments])
+    return caught.value.code, capsys.readouterr().err
+
+
+def test_a_missing_repository_is_told(capsys, monkeypatch):
+    code, text = failure(capsys, monkeypatch, "--repository", "/nowhere")
+    assert code == 1
+    assert "/nowhere" in text
+
+
+def test_a_broken_repository_is_told(capsys, monkeypatch, repository):
+    family = next(path for path in repository.iterdir() if path.name.endswith("_decode"))
+    (family / "1" / "model.onnx").write_bytes(b"not a network")
+    code, text = failure(capsys, monkeypatch, "--repository", str(repository))
+    assert code == 1
+    assert family.name in text
+
+
+def test_certificates_that_cannot_be_read_are_told(capsys, monkeypatch, repository):
+    code, text = failure(
+        capsys,
+        monkeypatch,
+        *("--repository", str(repository)),
+        *("--tls-certificate", "/nowhere.pem", "--tls-key", "/nowhere.key"),
+    )
+    assert code == 1
+    assert "/nowhere.pem cannot be read" in text
+
+
+def test_the_version_and_the_settings_are_printed_without_serving(capsys, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("FEWSEG_")]:
+        monkeypatch.delenv(name)
+    main(["--version"])
+    assert capsys.readouterr().out.strip()[0].isdigit()
+    main(["--print-config", "--port", "1"])
+    assert "port = 1\n" in capsys.readouterr().out
