@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # onnxruntime would otherwise write telemetry state under the user's cache.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo serve test lint fmt proto clean
+.PHONY: help install demo serve triton test lint fmt proto clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ demo: $(STAMP) ## Registers tasks and segments photographs into demo-output/ (IM
 
 serve: $(STAMP) ## Serves model_repository/ on localhost:50051
 	$(BIN)/fewseg-serve
+
+triton: $(STAMP) ## Serves model_repository/ with a real Triton on localhost:8001 (installs it once)
+	$(BIN)/fewseg-triton
 
 test: $(STAMP) ## Runs every test
 	$(BIN)/python -m pytest --cov --cov-report=term

@@ -206,6 +206,7 @@ def _family(method: str, source: Weights, name: str, size: str, max_batch: int) 
         trunk=source.trunk,
         size=parse_size(size),
         provenance=source.provenance,
+        side_multiple=source.side_multiple,
         max_batch=max_batch,
     )
 

@@ -37,6 +37,7 @@ def prototype_family(
     trunk: nn.Module,
     size: tuple[int, int],
     provenance: Mapping[str, str],
+    side_multiple: int = 1,
     max_batch: int = 8,
 ) -> Family:
     """Puts the prototype head on a trunk.
@@ -47,6 +48,7 @@ def prototype_family(
         trunk: Normalised RGB float32 [batch, 3, H, W] to features [batch, C, h, w]; trained.
         size: Rows and columns of the network's input.
         provenance: For people.
+        side_multiple: What both sides of the input must be multiples of.
         max_batch: Most queries that run together.
 
     Returns:
@@ -59,6 +61,11 @@ def prototype_family(
         raise ExportError(
             f"An input of {size[0]}x{size[1]} cannot be exported: both sides must lie between "
             f"{MIN_SIDE} and {MAX_SIDE}."
+        )
+    if any(side % side_multiple for side in size):
+        raise ExportError(
+            f"An input of {size[0]}x{size[1]} cannot be exported: both sides must be multiples of "
+            f"{side_multiple} for this network."
         )
     channels, *grid = _feature_shape(trunk.eval(), size)
     image = TensorSpec("image", (*size, 3), "uint8")

@@ -190,7 +190,10 @@ def _is_complete(folder: Path) -> bool:
     """Says whether a model's folder holds its config and, unless it is an ensemble, its graph."""
     if not (folder / CONFIG_FILE).is_file() or not (folder / VERSION).is_dir():
         return False
-    config = from_text((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    try:
+        config = from_text((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (text_format.ParseError, UnicodeDecodeError):
+        return False
     return config.platform == "ensemble" or (folder / VERSION / MODEL_FILE).is_file()
 
 

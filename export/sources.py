@@ -22,6 +22,9 @@ VGG16_FILE = "vgg16-397923af.pth"
 COMPACT_CHECKPOINT = Path(__file__).parents[1] / "training" / "weights" / "compact.safetensors"
 """Where training leaves the weights of the default model."""
 
+COMPACT_SIDE_MULTIPLE = 16
+"""Grids of `CompactTrunk` halve exactly four times."""
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -30,10 +33,12 @@ class Weights:
     Attributes:
         trunk: Normalised RGB to features.
         provenance: For people: where the weights come from and under which terms.
+        side_multiple: What both sides of the trunk's input must be multiples of.
     """
 
     trunk: nn.Module
     provenance: Mapping[str, str]
+    side_multiple: int = 1
 
 
 def panet_checkpoint(path: Path) -> Weights:
@@ -115,7 +120,7 @@ def compact_checkpoint(path: Path | None) -> Weights:
             "weights_licence": "Apache-2.0",
             "training": "by the recipe in training/ of this project",
         }
-    return Weights(trunk, provenance)
+    return Weights(trunk, provenance, side_multiple=COMPACT_SIDE_MULTIPLE)
 
 
 def _download_vgg16() -> Mapping[str, Tensor]:

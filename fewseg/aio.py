@@ -24,9 +24,10 @@ from fewseg._channel import (
     TlsFiles,
     start_embedded,
 )
+from fewseg._endings import Ending, add_supports_call
 from fewseg._requests import Format, OutputSize, Scope, TaskRef, Ttl
 from fewseg._retries import Attempts
-from fewseg._streams import CALL_OVER, FramePump, each
+from fewseg._streams import FramePump, each
 from fewseg.annotations import AnnotationLike, Support
 from fewseg.errors import FewSegError, error_of_call
 from fewseg.images import ImageLike
@@ -186,7 +187,8 @@ class AsyncClient:
     ) -> Task:
         """Adds any number of supports, all or none; see ``Client.add_supports``."""
         await self.connect()
-        call = self._stubs.tasks.AddSupports(timeout=timeout)
+        call = add_supports_call(self._channel, timeout)
+        ending = Ending(call)
         try:
             await call.write(_requests.add_header(self._scope, task, etag, request_id))
             count = 0
@@ -200,9 +202,11 @@ class AsyncClient:
                 if progress is not None:
                     progress(count)
             await call.done_writing()
-            return _answers.changed_task(await call)
-        except CALL_OVER:
-            return await self._outcome(call)
+            return _answers.changed_task(await call.read())
+        except asyncio.InvalidStateError:  # the call ended while a support was read
+            raise await ending.error(None) from None
+        except grpc.RpcError as error:
+            raise await ending.error(error) from None
         finally:
             call.cancel()
 
@@ -340,18 +344,12 @@ class AsyncClient:
                 raise failure
             await asyncio.sleep(pause)
 
-    async def _outcome(self, call: Any) -> Task:
-        """What a call came to that ended before everything was sent."""
-        try:
-            return _answers.changed_task(await call)
-        except grpc.RpcError as error:
-            raise error_of_call(error) from None
-
     async def _frames(
         self, pump: FramePump, timeout: float | None
     ) -> AsyncIterator[SegmentResult | FewSegError]:
         await self.connect()
         call = self._stubs.segmentation.SegmentStream(timeout=timeout)
+        ending = Ending(call)
         sending = asyncio.create_task(pump.run(call))
         try:
             while (message := await call.read()) is not grpc.aio.EOF:
@@ -362,7 +360,7 @@ class AsyncClient:
             for failure in pump.failures.rest():
                 yield failure
         except grpc.RpcError as error:
-            raise error_of_call(error) from None
+            raise await ending.error(error) from None
         finally:
             sending.cancel()
             call.cancel()

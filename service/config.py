@@ -36,7 +36,6 @@ from pydantic_settings import (
     BaseSettings,
     CliApp,
     CliImplicitFlag,
-    CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -288,8 +287,7 @@ def _from_sources(arguments: Sequence[str]) -> CommandLine:
             return (*above, TomlConfigSettingsSource(settings_cls, path)) if path else above
 
     FromFile.__doc__ = inspect.getdoc(CommandLine)
-    flags: CliSettingsSource[Any] = CliSettingsSource(FromFile, cli_parse_args=list(arguments))
-    return CliApp.run(FromFile, cli_settings_source=flags, cli_exit_on_error=True)
+    return CliApp.run(FromFile, cli_args=list(arguments))
 
 
 def _config_path(arguments: Sequence[str]) -> Path | None:

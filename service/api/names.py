@@ -180,11 +180,11 @@ def etag(text: str) -> str:
     """Checks that an etag could be one of this server's; empty means any revision.
 
     Raises:
-        InvalidArgumentError: No server made it (INVALID_ETAG).
+        InvalidArgumentError: No server made it (MALFORMED_ETAG).
     """
     if len(text) > _ETAG_CHARACTERS or not text.isascii() or _has_control_characters(text):
         raise InvalidArgumentError(
-            "INVALID_ETAG", "Send the etag as an earlier answer gave it.", field="etag"
+            "MALFORMED_ETAG", "Send the etag as an earlier answer gave it.", field="etag"
         )
     return text
 

@@ -21,7 +21,8 @@ from service.core.family import Decision, ModelFamily, ScoreMeaning
 from service.core.postchain import upsample
 from service.core.types import DecidedMask
 
-_BAND_BYTES: Final = 8 * 1024 * 1024
+#: Of upsampled margins; as much as a core's cache holds, which is faster than more.
+_BAND_BYTES: Final = 2 * 1024 * 1024
 _ONE_SHOT: Final = frozenset({Decision.ARGMAX, Decision.MARGIN})
 #: HSNet: the share of the image's highest vote that makes a pixel foreground.
 _VOTE_SHARE: Final = 0.5

@@ -51,6 +51,9 @@ _NAMED_ONLY: Final[tuple[tuple[int, bytes, str], ...]] = (
     (0, b"<svg", "SVG"),
 )
 
+#: Pillow decodes these in Python, pixel run by pixel run: a large one would hold up everyone.
+_BMP_RUN_LENGTHS: Final = frozenset({1, 2})
+
 _FORMATS_HELP: Final = "send a JPEG, PNG, WebP, TIFF or BMP file"
 
 _EXIF_ORIENTATION: Final = 0x0112
@@ -170,6 +173,10 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     if animated:
         raise InvalidArgumentError(
             "ANIMATED_IMAGE", "The image holds several frames; send the one that is meant."
+        )
+    if isinstance(image, BmpImageFile) and image.info.get("compression") in _BMP_RUN_LENGTHS:
+        raise InvalidArgumentError(
+            "UNSUPPORTED_IMAGE_FORMAT", "Run-length coded BMP files are not read; send a PNG file."
         )
     return image
 

@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ _Matrix = NDArray[np.float64]
 _Axis = NDArray[np.float32]
 
 _CACHE_BYTES: Final = 32 * 1024 * 1024
+#: Multiplications up to which OpenBLAS stays in the calling thread (its own threshold),
+#: and the rows of a block that wide outputs still get.
+_BLOCK: Final = 4 * 65_536
+_BLOCK_ROWS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +152,33 @@ def upsample(
     Returns:
         float32 [planes, rows, width].
     """
+    planes, _, width = logits.shape
+    band = rows_matrix[rows]
     # The short axis first: what is left is one product of two matrices for all planes.
-    partial = np.matmul(rows_matrix[rows], logits)
-    planes, height, width = partial.shape
-    upsampled: NDArray[Any] = partial.reshape(planes * height, width) @ columns_matrix.T
-    return upsampled.reshape(planes, height, -1)
+    partial = np.empty((planes, len(band), width), dtype=np.float32)
+    for plane, narrow in zip(logits, partial, strict=True):
+        _multiply(band, plane, narrow)
+    upsampled = np.empty((planes, len(band), len(columns_matrix)), dtype=np.float32)
+    _multiply(
+        partial.reshape(-1, width), columns_matrix.T, upsampled.reshape(-1, len(columns_matrix))
+    )
+    return upsampled
+
+
+def _multiply(left: _Axis, right: _Axis, product: _Axis) -> None:
+    """Matrix product, in blocks that BLAS does not spread over threads.
+
+    Requests run side by side on worker threads already. BLAS threads under them gain
+    nothing and wait for each other: measured on two busy cores, 0.4 ms become 100 ms.
+    """
+    inner, columns = right.shape
+    width = min(columns, max(1, _BLOCK // (_BLOCK_ROWS * inner)))
+    height = max(1, _BLOCK // (inner * width))
+    for left_edge in range(0, columns, width):
+        across = slice(left_edge, left_edge + width)
+        for top in range(0, len(left), height):
+            down = slice(top, top + height)
+            np.matmul(left[down], right[:, across], out=product[down, across])
 
 
 def _check_step(step: PostStep) -> None:

@@ -60,6 +60,16 @@ def test_compact_is_exported_listed_and_kept(tmp_path, stub_export):
     assert "64x64" in output
 
 
+def test_compact_takes_sides_that_halve_four_times(tmp_path):
+    save_file(CompactTrunk().state_dict(), tmp_path / "net.safetensors")
+    status, output = run(
+        *("compact", "--out", tmp_path, "--checkpoint", tmp_path / "net.safetensors"),
+        *("--size", "320x330"),
+    )
+    assert status == 1
+    assert "multiples of 16" in output
+
+
 def test_prune_keeps_the_new_family_only(tmp_path, stub_export):
     for number in (1, 2):
         torch.manual_seed(number)

@@ -171,6 +171,12 @@ def test_a_listing_ignores_what_is_no_family(family, tmp_path):
     assert listed.complete
 
 
+def test_a_family_with_a_broken_config_is_not_complete(family, tmp_path):
+    write_family(family, tmp_path, export=stub_graph)
+    (tmp_path / f"{family.name}_guide" / writer.CONFIG_FILE).write_text("{{{")
+    assert not list_families(tmp_path)[0].complete
+
+
 def test_listing_what_is_no_folder_is_refused(tmp_path):
     with pytest.raises(RepositoryWriteError, match="not a folder"):
         list_families(tmp_path / "none")

@@ -74,9 +74,10 @@ async def test_errors_of_added_supports_come_from_either_side(aclient, photo, co
     with pytest.raises(ValueError, match="uint8") as caught:
         await aclient.add_supports(task, [Support(photo.astype(float), coin)])
     assert caught.value.__notes__ == ["supports[0]"]
-    refused = (Support(photo, coin, id="refused" if n == 3 else "") for n in range(10_000))
-    with pytest.raises(InvalidArgument):
-        await aclient.add_supports(task, refused)
+    for _ in range(20):  # the server's words must win whichever write meets the end of the call
+        refused = (Support(photo, coin, id="refused" if n == 3 else "") for n in range(10_000))
+        with pytest.raises(InvalidArgument):
+            await aclient.add_supports(task, refused)
 
 
 async def test_a_stream_answers_in_order_and_keeps_errors_to_their_images(aclient, server, photo):

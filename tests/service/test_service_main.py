@@ -4,6 +4,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from fewseg.v1 import model_service_pb2 as models
 from fewseg.v1 import model_service_pb2_grpc as models_grpc
+from fewseg.v1 import task_service_pb2_grpc as tasks_grpc
 from service.main import main
 from tests.helpers.tiny_repository import write_tiny_repository
 
@@ -72,12 +75,16 @@ def list_models(port):
     return [model.alias for model in listed.models]
 
 
+def metrics_of(ready):
+    url = f"http://127.0.0.1:{ready['metrics_port']}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read().decode()
+
+
 def test_it_serves_refreshes_and_ends_well_on_a_signal(repository):
     with serving(repository) as (process, ready):
         assert list_models(ready["port"]) == ["tiny"]
-        url = f"http://127.0.0.1:{ready['metrics_port']}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            assert b"ListModels" in answer.read()
+        assert "ListModels" in metrics_of(ready)
         write_tiny_repository(repository, "added")
         process.send_signal(signal.SIGHUP)
         assert len(lines_until(process, "models_refreshed")["families"]) == 2
@@ -89,17 +96,25 @@ def test_it_serves_refreshes_and_ends_well_on_a_signal(repository):
 
 
 def test_a_second_signal_ends_it_at_once(repository):
-    with serving(repository, "--store", "memory", "--drain-seconds", "60") as (process, ready):
-        with grpc.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
-            # A stream that stays open keeps a graceful stop waiting.
-            open_stream = channel.stream_unary("/fewseg.v1.TaskService/AddSupports").future(
-                iter(lambda: __import__("time").sleep(0.05) or b"", None)
-            )
-            process.send_signal(signal.SIGINT)
-            lines_until(process, "stopping")
-            process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 128 + signal.SIGINT
-            open_stream.cancel()
+    with serving(repository, "--drain-seconds", "60", "--log-level", "DEBUG") as (process, ready):
+        held_open = threading.Event()
+
+        def nothing_for_now():
+            held_open.wait()
+            yield from ()
+
+        channel = grpc.insecure_channel(f"127.0.0.1:{ready['port']}")
+        # A stream that stays open keeps a graceful stop waiting.
+        stream = tasks_grpc.TaskServiceStub(channel).AddSupports.future(nothing_for_now())
+        while 'AddSupports"} 1.0' not in metrics_of(ready):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        lines_until(process, "stopping")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 128 + signal.SIGINT
+        held_open.set()
+        stream.cancel()
+        channel.close()
 
 
 @pytest.mark.parametrize("option", ["--port", "--metrics-port"])

@@ -343,7 +343,7 @@ def test_the_mask_may_have_the_size_of_the_network():
         (segment(name="leaf", support_id="a"), "INVALID_NAME", "name"),
         (segment(support_id=""), "INVALID_SUPPORT_ID", "support_id"),
         (segment(image=types.Image()), "NO_IMAGE", "image"),
-        (segment(support_id="a", etag="é"), "INVALID_ETAG", "etag"),
+        (segment(support_id="a", etag="é"), "MALFORMED_ETAG", "etag"),
         (
             segment(support_id="a", options=segmentation.SegmentOptions(format=99)),
             "UNKNOWN_VALUE",

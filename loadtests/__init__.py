@@ -1,0 +1,1 @@
+"""Open-loop load tests of FewSeg: scenarios, measurements, floors, reports."""
