@@ -49,5 +49,5 @@ proto: $(STAMP) ## Regenerates the stubs of protos/ into fewseg/v1/
 	$(BIN)/python tools/proto.py
 
 clean: ## Removes what make made
-	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage *.egg-info
+	rm -rf $(VENV) .triton-venv .triton-venv.lock build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

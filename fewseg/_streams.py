@@ -12,8 +12,10 @@ from typing import Any, Final, Generic, TypeVar
 
 import grpc
 
-from fewseg.errors import FewSegError, InvalidArgument
+from fewseg._answers import frame_of
+from fewseg.errors import FewSegError, InvalidArgument, error_of_call
 from fewseg.images import ImageLike
+from fewseg.results import SegmentResult
 from fewseg.v1 import segmentation_service_pb2 as segmentation_pb2
 
 Item = TypeVar("Item")
@@ -140,14 +142,31 @@ class FrameFeed:
                 continue
             yield frame
 
-    def answered(self) -> None:
-        """Makes room for one more frame."""
-        self._slots.release()
+    def answers(
+        self, open_call: Callable[[Iterator[segmentation_pb2.SegmentStreamRequest]], Any]
+    ) -> Iterator[SegmentResult | FewSegError]:
+        """Opens the call and yields the answer to each image, in order.
 
-    def close(self) -> None:
-        """Ends the thread of gRPC as soon as the caller's iterable lets it."""
-        self._closed = True
-        self._slots.release()
+        Raises:
+            FewSegError: The stream as a whole failed.
+            Exception: What the caller's iterable raised, after the answers to what it gave.
+        """
+        call = open_call(iter(self))
+        try:
+            for message in call:
+                yield from self.failures.before(message.sequence_id)
+                self._slots.release()
+                yield frame_of(message)
+            yield from self.failures.rest()
+        except grpc.RpcError as error:
+            raise error_of_call(error) from None
+        finally:
+            # Ends the thread of gRPC as soon as the caller's iterable lets it.
+            self._closed = True
+            self._slots.release()
+            call.cancel()
+        if self.broken is not None:
+            raise self.broken
 
 
 async def each(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:

@@ -353,7 +353,8 @@ class Client:
             lambda number, image: _requests.stream_frame(self._scope, number, image),
             _requests.checked_window(window),
         )
-        return self._frames(feed, timeout)
+        method = self._stubs.segmentation.SegmentStream
+        return feed.answers(lambda messages: method(messages, timeout=timeout))
 
     def segment_many(
         self, task: TaskRef, images: Iterable[ImageLike], **options: Any
@@ -403,21 +404,3 @@ class Client:
             if pause is None:
                 raise failure
             time.sleep(pause)
-
-    def _frames(
-        self, feed: FrameFeed, timeout: float | None
-    ) -> Iterator[SegmentResult | FewSegError]:
-        call = self._stubs.segmentation.SegmentStream(iter(feed), timeout=timeout)
-        try:
-            for message in call:
-                yield from feed.failures.before(message.sequence_id)
-                feed.answered()
-                yield _answers.frame_of(message)
-            yield from feed.failures.rest()
-        except grpc.RpcError as error:
-            raise error_of_call(error) from None
-        finally:
-            feed.close()
-            call.cancel()
-        if feed.broken is not None:
-            raise feed.broken

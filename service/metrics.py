@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from wsgiref.simple_server import WSGIServer
 
@@ -27,54 +28,35 @@ class Metrics:
 
     def __init__(self, *, version: str, engine: str, store: str) -> None:
         self.registry = registry = CollectorRegistry()
-        self._calls = Histogram(
-            "fewseg_rpc_duration_seconds",
-            "Time of a call inside the server.",
-            ["method", "code"],
-            buckets=BUCKETS,
-            registry=registry,
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        seconds = partial(Histogram, buckets=BUCKETS, registry=registry)
+        self._calls = seconds(
+            "fewseg_rpc_duration_seconds", "Time of a call inside the server.", ["method", "code"]
         )
-        self._calls_running = Gauge(
-            "fewseg_rpcs_in_progress", "Calls that run now.", ["method"], registry=registry
+        self._calls_running = gauge("fewseg_rpcs_in_progress", "Calls that run now.", ["method"])
+        self._stages = seconds(
+            "fewseg_stage_duration_seconds", "Time of a stage of a call.", ["stage"]
         )
-        self._stages = Histogram(
-            "fewseg_stage_duration_seconds",
-            "Time of a stage of a call.",
-            ["stage"],
-            buckets=BUCKETS,
-            registry=registry,
+        self._hits = counter("fewseg_cache_hits", "Look-ups that a cache answered.", ["cache"])
+        self._misses = counter(
+            "fewseg_cache_misses", "Look-ups that it could not answer.", ["cache"]
         )
-        self._hits = Counter(
-            "fewseg_cache_hits", "Look-ups that a cache answered.", ["cache"], registry=registry
+        self._evictions = counter(
+            "fewseg_cache_evictions", "Entries let go to stay within the budget.", ["cache"]
         )
-        self._misses = Counter(
-            "fewseg_cache_misses",
-            "Look-ups that it could not answer.",
-            ["cache"],
-            registry=registry,
+        self._cache_bytes = gauge("fewseg_cache_bytes", "Bytes that a cache holds.", ["cache"])
+        self._graph_runs = counter("fewseg_graph_runs", "Runs of graphs, by role.", ["role"])
+        self._tasks = gauge("fewseg_tasks", "Tasks in the store.")
+        self._in_flight = gauge(
+            "fewseg_in_flight_requests", "Requests that run or wait for a slot."
         )
-        self._evictions = Counter(
-            "fewseg_cache_evictions",
-            "Entries let go to stay within the budget.",
-            ["cache"],
-            registry=registry,
-        )
-        self._cache_bytes = Gauge(
-            "fewseg_cache_bytes", "Bytes that a cache holds.", ["cache"], registry=registry
-        )
-        self._graph_runs = Counter(
-            "fewseg_graph_runs", "Runs of graphs, by role.", ["role"], registry=registry
-        )
-        self._tasks = Gauge("fewseg_tasks", "Tasks in the store.", registry=registry)
-        self._in_flight = Gauge(
-            "fewseg_in_flight_requests", "Requests that run or wait for a slot.", registry=registry
-        )
-        Gauge(
+        build_info = gauge(
             "fewseg_build_info",
             "1, with what the server is made of as labels.",
             ["version", "engine", "store"],
-            registry=registry,
-        ).labels(version, engine, store).set(1)
+        )
+        build_info.labels(version, engine, store).set(1)
 
     def call_started(self, method: str) -> None:
         """See ``CallObserver``."""

@@ -45,10 +45,12 @@ class Environment:
     Attributes:
         folder: The virtual environment.
         version: Its Python, such as "3.11".
+        python_libraries: Where that Python's shared library is, if not where the system looks.
     """
 
     folder: Path
     version: str
+    python_libraries: Path
 
     @property
     def binaries(self) -> Path:
@@ -105,12 +107,12 @@ def ensure_environment(
     folder = default_folder() if folder is None else folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _sole_maker(folder):
-        version = _complete(folder)
-        if version is None:
+        environment = _complete(folder)
+        if environment is None:
             _check_replaceable(folder)
             report(f"installing Triton into {folder} (once, about 400 MB)")
-            version = _make(folder)
-    return Environment(folder, version)
+            environment = _make(folder)
+    return environment
 
 
 @contextmanager
@@ -120,14 +122,15 @@ def _sole_maker(folder: Path) -> Iterator[None]:
         yield
 
 
-def _complete(folder: Path) -> str | None:
-    """The Python of a finished environment of these versions, else None."""
+def _complete(folder: Path) -> Environment | None:
+    """A finished environment of these versions, else None."""
     try:
         stamp = json.loads((folder / _STAMP).read_text())
-    except (OSError, ValueError):
+        environment = Environment(folder, stamp["python"], Path(stamp["python_libraries"]))
+        whole = stamp["packages"] == [SERVER, *PACKAGES]
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    whole = stamp.get("packages") == [SERVER, *PACKAGES] and (folder / "bin" / "python").exists()
-    return str(stamp["python"]) if whole else None
+    return environment if whole and (environment.binaries / "python").exists() else None
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -139,26 +142,48 @@ def _check_replaceable(folder: Path) -> None:
     )
 
 
-def _make(folder: Path) -> str:
+def _make(folder: Path) -> Environment:
     version, interpreter = _find_python()
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir()
     (folder / _BEGUN).touch()
     _run([interpreter, "-m", "venv", str(folder)])
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    pip.append("--disable-pip-version-check")
+    python = str(folder / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # The wheel's own requirements are those of its Python client, which is not used here.
     _run([*pip, "--no-deps", SERVER])
     _run([*pip, *PACKAGES])
-    environment = Environment(folder, version)
+    libraries = _run([python, "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"])
+    environment = Environment(folder, version, Path(libraries.strip()))
     for needed in (environment.server, environment.stub, environment.python_backend):
         if not needed.exists():
             raise EnvironmentProblem(f"{SERVER} does not hold {needed.relative_to(folder)}.")
+    _check_python_library(environment)
     # Written last: a folder without it is one that somebody gave up half-way.
-    stamp = {"packages": [SERVER, *PACKAGES], "python": version}
+    stamp = {
+        "packages": [SERVER, *PACKAGES],
+        "python": version,
+        "python_libraries": libraries.strip(),
+    }
     (folder / _STAMP).write_text(json.dumps(stamp))
-    return version
+    return environment
+
+
+def _check_python_library(environment: Environment) -> None:
+    """The stub is linked to the shared library of Python, which not every Python comes with."""
+    library = f"libpython{environment.version}.so.1.0"
+    done = subprocess.run(
+        [environment.binaries / "python", "-c", f"import ctypes; ctypes.CDLL({library!r})"],
+        env={**os.environ, "LD_LIBRARY_PATH": str(environment.python_libraries)},
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        raise EnvironmentProblem(
+            f"Triton's Python backend needs {library}; install it (Debian: "
+            f"libpython{environment.version}), or a Python built with --enable-shared."
+        )
 
 
 def _find_python() -> tuple[str, str]:
@@ -175,8 +200,9 @@ def _find_python() -> tuple[str, str]:
     )
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()[-5:]
         raise EnvironmentProblem(f"{' '.join(command)} failed:\n" + "\n".join(lines))
+    return done.stdout

@@ -22,7 +22,7 @@ from typing import Final, Literal, Self
 from triton_local.environment import Environment, ensure_environment
 
 _BACKEND_MODEL: Final = Path(__file__).parent / "backend" / "model.py"
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
+_SHARED_MEMORY: Final = Path("/dev/shm")
 _POLL_SECONDS: Final = 0.05
 _STOP_SECONDS: Final = 20.0
 _LOG_LINES: Final = 15
@@ -210,7 +210,13 @@ class LocalTriton:
         return variables | {
             # The stub takes the packages of the first interpreter on PATH, and of no other.
             "PATH": f"{environment.binaries}:{variables.get('PATH', '')}",
-            "LD_LIBRARY_PATH": f"{environment.libraries}:{variables.get('LD_LIBRARY_PATH', '')}",
+            "LD_LIBRARY_PATH": ":".join(
+                [
+                    str(environment.libraries),
+                    str(environment.python_libraries),
+                    *filter(None, [variables.get("LD_LIBRARY_PATH")]),
+                ]
+            ),
             "ORT_DISABLE_TELEMETRY": "1",
         }
 

@@ -148,7 +148,10 @@ def report_error(error: Exception, session: Session | None) -> int:
     """Says on stderr (and, with JSON, on stdout) what went wrong; returns the exit status."""
     if session is not None and session.json:
         typer.echo(json.dumps({"error": plain_error(error)}, ensure_ascii=False))
-    line = Text(f"Error: {one_line(error)}", style="bold red")
+    text = one_line(error)
+    if session is not None and isinstance(error, Unavailable) and not error.reason:
+        text = f"No server answers at {session.target}: {text}"
+    line = Text(f"Error: {text}", style="bold red")
     stderr().print(line)
     if isinstance(error, Unavailable):
         return EXIT_UNAVAILABLE

@@ -207,7 +207,7 @@ def _facts(task: Task) -> Table:
         ("updated", f"{task.update_time:%Y-%m-%d %H:%M:%S} UTC"),
         ("ends", "never" if task.expire_time is None else str(task.expire_time)),
         ("background", "inferred" if task.background_inferred else "given"),
-        ("guidance", f"{task.guidance_bytes:,} bytes"),
+        ("guidance", f"{task.guidance_bytes:,} bytes" if task.guidance_bytes else ""),
     ):
         if value:
             table.add_row(name, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, TypeVar
 
 _ItemT = TypeVar("_ItemT")
@@ -36,7 +36,7 @@ async def run_in_order(
     """
     room = asyncio.Semaphore(bound)
     running: asyncio.Queue[asyncio.Future[_ResultT] | None] = asyncio.Queue()
-    started: set[asyncio.Future[_ResultT]] = set()
+    started: set[asyncio.Future[Any]] = set()
 
     async def read() -> None:
         try:
@@ -57,7 +57,11 @@ async def run_in_order(
             room.release()
         await reader
     finally:
-        unfinished: list[asyncio.Future[Any]] = [reader, *started]
-        for task in unfinished:
-            task.cancel()
-        await asyncio.gather(*unfinished, return_exceptions=True)
+        await _cancel([reader, *started])
+
+
+async def _cancel(futures: Collection[asyncio.Future[Any]]) -> None:
+    """Cancels what is not done, and waits until it is."""
+    for future in futures:
+        future.cancel()
+    await asyncio.gather(*futures, return_exceptions=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from export import torchvision_compat
+from export.errors import ExportError
 from export.methods.panet import PanetTrunk
 from export.torchvision_compat import import_torchvision
 
@@ -60,3 +62,20 @@ def test_weights_of_torchvision_land_in_the_same_layers(trunk):
 def test_torchvision_imports_once():
     assert import_torchvision() is import_torchvision()
     assert import_torchvision().models.VGG16_Weights.IMAGENET1K_V1.url.endswith("397923af.pth")
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (ModuleNotFoundError("No module named 'torchvision'"), "is not installed"),
+        (RuntimeError("undefined symbol"), "does not import beside torch"),
+    ],
+)
+def test_a_torchvision_that_does_not_import_is_explained(monkeypatch, failure, words):
+    def fail():
+        raise failure
+
+    monkeypatch.setattr(torchvision_compat, "_import", fail)
+    with pytest.raises(ExportError, match=words) as caught:
+        import_torchvision.__wrapped__()
+    assert "fewseg[export]" in str(caught.value)

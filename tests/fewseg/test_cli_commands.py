@@ -185,4 +185,4 @@ def test_what_is_written_wrongly_exits_with_2(fewseg, registered, files):
 def test_a_server_that_is_not_there_exits_with_3():
     result = CliRunner().invoke(app, ["--server", "127.0.0.1:1", "--timeout", "0.5", "info"])
     assert result.exit_code == 3
-    assert result.stderr.startswith("Error: ")
+    assert result.stderr.startswith("Error: No server answers at 127.0.0.1:1: ")

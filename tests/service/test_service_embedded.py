@@ -127,3 +127,16 @@ def test_a_process_that_forgets_to_close_it_ends_cleanly(repository, tmp_path):
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("unix:")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_forked_process_leaves_the_service_of_its_parent_alone(repository, monkeypatch):
+    service = start(repository=repository)
+    try:
+        with monkeypatch.context() as forked:
+            parent = os.getpid()
+            forked.setattr("service.embedded.os.getpid", lambda: parent + 1)
+            finalizer = service._end.peek()
+            finalizer[1](*finalizer[2])
+        assert aliases(service.target) == ["tiny"]
+    finally:
+        service.close()

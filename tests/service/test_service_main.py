@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ import pytest
 from fewseg.v1 import model_service_pb2 as models
 from fewseg.v1 import model_service_pb2_grpc as models_grpc
 from fewseg.v1 import task_service_pb2_grpc as tasks_grpc
-from service.main import main
+from service.config import Settings
+from service.main import main, serve
 from tests.helpers.tiny_repository import write_tiny_repository
 
 ROOT = Path(__file__).parents[2]
@@ -177,3 +179,30 @@ def test_the_version_and_the_settings_are_printed_without_serving(capsys, monkey
     assert capsys.readouterr().out.strip()[0].isdigit()
     main(["--print-config", "--port", "1"])
     assert "port = 1\n" in capsys.readouterr().out
+
+
+class SlowServer:
+    """A server whose models take for ever to load."""
+
+    def __init__(self):
+        self.loading = asyncio.Event()
+        self.cancelled = False
+
+    async def start(self):
+        self.loading.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+
+async def test_a_signal_while_models_load_ends_the_start(monkeypatch):
+    server = SlowServer()
+    monkeypatch.setattr("service.wiring.build", lambda settings: server)
+    served = asyncio.create_task(serve(Settings()))
+    await server.loading.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(5):
+        await served
+    assert server.cancelled
