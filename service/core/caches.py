@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from service.core.ports import Telemetry
 
@@ -93,16 +93,20 @@ class ByteBudgetCache(Generic[Key, Value]):
         flight = self._flights.get(key)
         if flight is None:
             flight = _Flight(asyncio.ensure_future(self._build(key, build)))
+            # Nobody may be left to hear of a failure.
+            flight.task.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._flights[key] = flight
-        return await self._await(flight, detached), False
+        return await self._await(key, flight, detached), False
 
-    async def _await(self, flight: _Flight[Value], detached: bool) -> Value:
+    async def _await(self, key: Key, flight: _Flight[Value], detached: bool) -> Value:
         flight.waiters += 1
         try:
             return await asyncio.shield(flight.task)
         finally:
             flight.waiters -= 1
             if flight.waiters == 0 and not detached and not flight.task.done():
+                # Whoever comes next must begin anew, not join what is ending.
+                self._land(key, flight.task)
                 flight.task.cancel()
 
     async def _build(self, key: Key, build: Callable[[], Awaitable[Value]]) -> Value:
@@ -111,10 +115,12 @@ class ByteBudgetCache(Generic[Key, Value]):
             self.put(key, value)
             return value
         finally:
-            # A build that lost all its waiters may end after a new one began.
-            flight = self._flights.get(key)
-            if flight is not None and flight.task is asyncio.current_task():
-                del self._flights[key]
+            self._land(key, asyncio.current_task())
+
+    def _land(self, key: Key, task: asyncio.Task[Any] | None) -> None:
+        flight = self._flights.get(key)
+        if flight is not None and flight.task is task:
+            del self._flights[key]
 
     def put(self, key: Key, value: Value) -> None:
         """Keeps a value, letting the least recently used go as needed."""

@@ -112,6 +112,28 @@ async def test_a_build_outlives_its_last_waiter_only_if_detached(detached: bool)
     assert (cache.peek("a") is not None) is detached
 
 
+async def test_a_caller_that_comes_while_a_build_is_given_up_begins_anew() -> None:
+    cache, _ = cache_of(10**6)
+    stubborn = asyncio.Event()
+
+    async def build_forever() -> Blob:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await stubborn.wait()
+            raise
+        return Blob(1)
+
+    first = asyncio.create_task(cache.get("a", build_forever))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert (await cache.get("a", lambda: make(Blob(2))))[0] == Blob(2)
+    stubborn.set()
+    await asyncio.sleep(0.01)
+    assert cache.peek("a") == Blob(2)
+
+
 async def test_close_cancels_builds_and_empties_the_cache() -> None:
     cache, _ = cache_of(10**6)
     cache.put("kept", Blob(1))
