@@ -223,14 +223,18 @@ class FakeServer(
 
 
 @contextmanager
-def running() -> Iterator[FakeServer]:
+def running(credentials: grpc.ServerCredentials | None = None) -> Iterator[FakeServer]:
     options = [("grpc.max_receive_message_length", 64 << 20), ("grpc.so_reuseport", 0)]
     server = grpc.server(ThreadPoolExecutor(4), options=options)
     fake = FakeServer()
     tasks_grpc.add_TaskServiceServicer_to_server(fake, server)
     segmentation_grpc.add_SegmentationServiceServicer_to_server(fake, server)
     models_grpc.add_ModelServiceServicer_to_server(fake, server)
-    fake.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    fake.target = f"127.0.0.1:{port}"
     server.start()
     try:
         yield fake
