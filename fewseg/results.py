@@ -206,7 +206,8 @@ class ServerInfo:
         engine: "embedded" or "triton".
         store: "memory" or "sqlite".
         limits: What a request may hold, by name: ``message_bytes``, ``image_pixels``, ``supports``,
-            ``classes``, ``marks``, ``vertices``, ``tasks``, ``in_flight``, ``stream_frames``.
+            ``classes``, ``marks``, ``vertices``, ``tasks``, ``in_flight``, ``stream_frames``,
+            ``annotation_bytes``, ``output_pixels``.
     """
 
     version: str

@@ -96,6 +96,8 @@ class LimitSettings(BaseModel):
     """Marks of one annotation."""
     vertices: PositiveInt = _LIMITS.vertices
     """Vertices and points of one annotation."""
+    annotation_bytes: Bytes = ByteSize(_LIMITS.annotation_bytes)
+    """Bytes of all annotations of one task together."""
     tasks: PositiveInt = _LIMITS.tasks
     """Tasks of the server."""
     in_flight: PositiveInt = _LIMITS.in_flight

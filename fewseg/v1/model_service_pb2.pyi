@@ -93,7 +93,7 @@ class ServerInfo(_message.Message):
     def __init__(self, version: _Optional[str] = ..., api_version: _Optional[str] = ..., engine: _Optional[str] = ..., store: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("message_bytes", "image_pixels", "supports", "classes", "marks", "vertices", "tasks", "in_flight", "stream_frames")
+    __slots__ = ("message_bytes", "image_pixels", "supports", "classes", "marks", "vertices", "tasks", "in_flight", "stream_frames", "annotation_bytes", "output_pixels")
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
     SUPPORTS_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,8 @@ class Limits(_message.Message):
     TASKS_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     STREAM_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    ANNOTATION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_PIXELS_FIELD_NUMBER: _ClassVar[int]
     message_bytes: int
     image_pixels: int
     supports: int
@@ -112,4 +114,6 @@ class Limits(_message.Message):
     tasks: int
     in_flight: int
     stream_frames: int
-    def __init__(self, message_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ..., supports: _Optional[int] = ..., classes: _Optional[int] = ..., marks: _Optional[int] = ..., vertices: _Optional[int] = ..., tasks: _Optional[int] = ..., in_flight: _Optional[int] = ..., stream_frames: _Optional[int] = ...) -> None: ...
+    annotation_bytes: int
+    output_pixels: int
+    def __init__(self, message_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ..., supports: _Optional[int] = ..., classes: _Optional[int] = ..., marks: _Optional[int] = ..., vertices: _Optional[int] = ..., tasks: _Optional[int] = ..., in_flight: _Optional[int] = ..., stream_frames: _Optional[int] = ..., annotation_bytes: _Optional[int] = ..., output_pixels: _Optional[int] = ...) -> None: ...

@@ -184,6 +184,8 @@ def limits(bounds: Limits) -> model_pb2.Limits:
         tasks=bounds.tasks,
         in_flight=bounds.in_flight,
         stream_frames=bounds.stream_frames,
+        annotation_bytes=bounds.annotation_bytes,
+        output_pixels=bounds.output_pixels,
     )
 
 

@@ -38,6 +38,9 @@ _FIELD_OF_GEOMETRY = {
     Box: "box",
 }
 
+#: Two numbers in memory.
+_VERTEX_BYTES = 16
+
 _Vertices = Sequence[tuple[float, float]]
 
 
@@ -94,6 +97,27 @@ def merge(
         exhaustive=old.exhaustive if new.exhaustive is None else new.exhaustive,
         shot_classes=_in_task_order(given or {*old.shot_classes, *labelled}, classes),
     )
+
+
+def weight(annotation: Annotation) -> int:
+    """Bytes that an annotation takes, about: its masks, and two numbers per vertex."""
+    return sum(_geometry_weight(mark.geometry) for mark in annotation.marks)
+
+
+def _geometry_weight(geometry: Geometry) -> int:
+    match geometry:
+        case IndexMask():
+            return len(geometry.png)
+        case RunLengthMask():
+            return len(geometry.counts)
+        case Polygon():
+            return _VERTEX_BYTES * sum(map(len, geometry.rings))
+        case Points():
+            return _VERTEX_BYTES * len(geometry.points)
+        case Scribble():
+            return _VERTEX_BYTES * len(geometry.vertices)
+        case Box():
+            return 2 * _VERTEX_BYTES
 
 
 def digest(annotation: Annotation) -> str:

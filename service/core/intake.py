@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from service.core.annotations import check, digest, merge
+from service.core.annotations import check, digest, merge, weight
 from service.core.calls import Call
 from service.core.errors import AlreadyExistsError, FewSegError, OutOfLimitsError
 from service.core.limits import Limits
@@ -74,6 +74,20 @@ class SupportIntake:
             raise error.within("annotation") from None
         return replace(support, annotation=annotation, annotation_digest=digest(annotation))
 
+    def check_weight(self, nbytes: int) -> None:
+        """Raises OutOfLimitsError (ANNOTATIONS_TOO_LARGE) if a task may not hold so much.
+
+        A task's annotations are in memory together while it is built, so their
+        number alone is no bound.
+        """
+        if nbytes > self._limits.annotation_bytes:
+            raise OutOfLimitsError(
+                "ANNOTATIONS_TOO_LARGE",
+                "The annotations of a task take at most "
+                f"{self._limits.annotation_bytes} bytes here; send simpler masks.",
+                field="annotation",
+            )
+
     def check_count(self, supports: int) -> None:
         """Raises OutOfLimitsError (TOO_MANY_SUPPORTS) if a task may not hold so many."""
         if supports > self._limits.supports:
@@ -82,6 +96,11 @@ class SupportIntake:
                 f"A task has at most {self._limits.supports} supports here.",
                 field="supports",
             )
+
+
+def weight_of(supports: Iterable[Support]) -> int:
+    """Bytes that the annotations of supports take, about."""
+    return sum(weight(support.annotation) for support in supports)
 
 
 def with_ids(supports: Sequence[Support], *, taken: Collection[str]) -> tuple[Support, ...]:

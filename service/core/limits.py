@@ -16,6 +16,7 @@ class Limits:
         classes: Classes of one task.
         marks: Marks of one annotation.
         vertices: Vertices and points of one annotation.
+        annotation_bytes: Bytes of all annotations of one task together.
         tasks: Tasks of the server.
         in_flight: Requests that run or wait for a slot.
         stream_frames: Frames of one stream that run or wait.
@@ -28,6 +29,7 @@ class Limits:
     classes: int = 64
     marks: int = 1_000
     vertices: int = 20_000
+    annotation_bytes: int = 64 * 1024 * 1024
     tasks: int = 100_000
     in_flight: int = 64
     stream_frames: int = 8

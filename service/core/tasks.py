@@ -20,7 +20,7 @@ from service.core.errors import (
 )
 from service.core.family import ModelFamily
 from service.core.guidance import GuidanceBuilder, ShotSet, infers_background
-from service.core.intake import SupportIntake, count_in, registration_digest, with_ids
+from service.core.intake import SupportIntake, count_in, registration_digest, weight_of, with_ids
 from service.core.leave_one_out import LeaveOneOut
 from service.core.ports import RememberedRequest, Store, TaskChange, Telemetry
 from service.core.requests import BodyDigest, KeyedLocks, RequestId, RequestMemory
@@ -151,6 +151,7 @@ class Tasks:
                 supports.append(await self._intake.take(given, header.classes, call))
             except FewSegError as error:
                 raise error.within(f"supports[{index}]") from None
+        self._intake.check_weight(weight_of(supports))
         record = TaskRecord(header, with_ids(supports, taken=()))
         images = {given.image.digest: given.image for given in registration.supports}
         shot_set = await self._builder.shots(
@@ -270,12 +271,15 @@ class Tasks:
         """Checks, computes and stores each support as it comes."""
         added: list[Support] = []
         header = record.header
+        nbytes = weight_of(record.supports)
         async for given in supports:
             count_in(body, given)
             self._intake.check_count(len(record.supports) + len(added) + 1)
             try:
                 async with self._admission.slot(call, patient=True):
                     support = await self._intake.take(given, header.classes, call)
+                    nbytes += weight_of((support,))
+                    self._intake.check_weight(nbytes)
                     with self._catalog.lease_of(header) as family:
                         inferred = infers_background(family, (*record.supports, support))
                         try:
@@ -364,6 +368,7 @@ class Tasks:
             before = await self._directory.record(name, call, etag=etag)
             with self._catalog.lease_of(before.header) as family:
                 edited = await edit(before)
+                self._intake.check_weight(weight_of(edited.supports))
                 header = replace(
                     before.header,
                     revision=before.header.revision + 1,

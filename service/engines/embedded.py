@@ -5,20 +5,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
-from service.core.errors import DeadlineExceededError, RepositoryError, UnavailableError
+from service.core.errors import RepositoryError, UnavailableError
 from service.core.family import GraphRole
 from service.core.ports import Discovery, GuidanceHandle, Telemetry, Tensors
 from service.engines.config_files import config_path
+from service.engines.feeds import (
+    batch_of,
+    check_feeds,
+    check_guidance,
+    check_handle,
+    deadline_exceeded,
+    guidance_dropped,
+    nbytes,
+    read_only,
+    remaining_seconds,
+    repeated,
+)
 from service.engines.loading import LoadedFamily, Runnable, load_family, read_repository
 from service.engines.sessions import Run, StoppedError, check_providers
 
@@ -91,7 +101,7 @@ class EmbeddedEngine:
     @property
     def guidance_bytes(self) -> int:
         """Bytes behind all handles."""
-        return sum(_nbytes(kept.tensors) for kept in self._guidance.values())
+        return sum(nbytes(kept.tensors) for kept in self._guidance.values())
 
     async def discover(self) -> Discovery:
         """Reads the repository afresh; loads nothing.
@@ -156,16 +166,16 @@ class EmbeddedEngine:
         model = self._model(family, role)
         feeds = dict(inputs)
         if guidance is not None:
-            feeds.update(self._guidance_of(family, guidance, _batch(inputs)))
-        _check_feeds(model, feeds)
-        remaining = _remaining(deadline)
+            feeds.update(self._guidance_of(family, guidance, batch_of(inputs)))
+        check_feeds(model, feeds)
+        remaining = remaining_seconds(deadline)
         run = Run()
         future = asyncio.wrap_future(self._executor.submit(_execute, model, feeds, run, deadline))
         try:
             async with asyncio.timeout(remaining):
                 return await future
         except TimeoutError:
-            raise _deadline_exceeded() from None
+            raise deadline_exceeded() from None
         finally:
             run.stop()
             for ran in run.ran:
@@ -178,17 +188,11 @@ class EmbeddedEngine:
             UnavailableError: The family is not loaded, or the engine is closed.
             ValueError: A tensor is no input of ``decode``, or its batch is not 1.
         """
-        model = self._model(family, GraphRole.DECODE)
-        for name, values in tensors.items():
-            if name not in model.inputs:
-                raise ValueError(f"{model.model} takes no tensor {name}")
-            model.inputs[name].check(values)
-            if len(values) != 1:
-                raise ValueError(f"guidance {name} must have batch 1, not {len(values)}")
-        kept = {name: _read_only(values) for name, values in tensors.items()}
+        check_guidance(self._model(family, GraphRole.DECODE), tensors)
+        kept = {name: read_only(values) for name, values in tensors.items()}
         key = f"{family}/{next(self._handle_numbers)}"
         self._guidance[key] = _Guidance(family, kept)
-        return GuidanceHandle(family, key, _nbytes(kept))
+        return GuidanceHandle(family, key, nbytes(kept))
 
     async def drop(self, handle: GuidanceHandle) -> None:
         """Lets guidance go; see ``service.core.ports.Engine.drop``."""
@@ -240,27 +244,22 @@ class EmbeddedEngine:
         self, family: str, handle: GuidanceHandle, batch: int
     ) -> dict[str, NDArray[Any]]:
         """The tensors behind a handle, once per query of the batch."""
-        if handle.family != family:
-            raise ValueError(f"guidance {handle.key} is not of family {family}")
+        check_handle(handle, family)
         kept = self._guidance.get(handle.key)
         if kept is None:
-            raise UnavailableError(
-                "GUIDANCE_DROPPED", "The guidance was dropped; put it again.", retry_after=0.0
-            )
-        if batch == 1:
-            return dict(kept.tensors)
-        return {name: np.repeat(values, batch, axis=0) for name, values in kept.tensors.items()}
+            raise guidance_dropped()
+        return repeated(kept.tensors, batch)
 
 
 def _execute(
     model: Runnable, feeds: Tensors, run: Run, deadline: float | None
 ) -> dict[str, NDArray[Any]]:
     """Runs a model in a worker thread."""
-    _remaining(deadline)
+    remaining_seconds(deadline)
     try:
         return model.run(feeds, run)
     except StoppedError:
-        raise _deadline_exceeded() from None
+        raise deadline_exceeded() from None
     # Each failure of the runtime has a class of its own, with no base but this.
     except Exception as error:
         raise UnavailableError(
@@ -268,48 +267,3 @@ def _execute(
             f"The engine failed to run {model.model}.",
             retry_after=_RETRY_SECONDS,
         ) from error
-
-
-def _check_feeds(model: Runnable, feeds: Tensors) -> None:
-    """Raises ``ValueError`` unless the tensors are exactly the model's inputs, of one batch."""
-    if feeds.keys() != model.inputs.keys():
-        wanted, given = sorted(model.inputs), sorted(feeds)
-        raise ValueError(f"{model.model} takes {wanted}, not {given}")
-    for name, spec in model.inputs.items():
-        spec.check(feeds[name])
-    batches = {len(values) for values in feeds.values()}
-    if len(batches) != 1 or not 1 <= min(batches) <= model.max_batch:
-        raise ValueError(
-            f"{model.model} takes one batch of 1 to {model.max_batch}, not {sorted(batches)}"
-        )
-
-
-def _batch(inputs: Tensors) -> int:
-    return next((len(values) for values in inputs.values() if values.ndim), 1)
-
-
-def _remaining(deadline: float | None) -> float | None:
-    """Seconds to the deadline; raises ``DeadlineExceededError`` when there are none."""
-    if deadline is None:
-        return None
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise _deadline_exceeded()
-    return remaining
-
-
-def _deadline_exceeded() -> DeadlineExceededError:
-    return DeadlineExceededError(
-        "DEADLINE_EXCEEDED", "The deadline passed before the network had answered."
-    )
-
-
-def _read_only(values: NDArray[Any]) -> NDArray[Any]:
-    if values.flags.writeable or not values.flags.c_contiguous:
-        values = np.array(values, order="C")
-        values.setflags(write=False)
-    return values
-
-
-def _nbytes(tensors: Tensors) -> int:
-    return sum(values.nbytes for values in tensors.values())

@@ -393,6 +393,18 @@ async def test_limits_on_supports_hold_everywhere(repository: Path) -> None:
             )
 
 
+async def test_the_annotations_of_a_task_have_a_bound_together(repository: Path) -> None:
+    one = len(png(np.zeros((64, 64), np.uint8)))
+    async with running_gateway(repository, limits=Limits(annotation_bytes=3 * one)) as gateway:
+        await gateway.tasks.register(red_registration(), Call())
+        with pytest.raises(OutOfLimitsError) as refusal:
+            await gateway.tasks.add_supports(
+                TASK, "", "", stream(*(red_support(seed=i) for i in range(1, 9))), Call()
+            )
+        assert refusal.value.reason == "ANNOTATIONS_TOO_LARGE"
+        assert (await gateway.tasks.get(TASK, Call())).header.revision == 1
+
+
 async def test_a_task_ends_when_its_time_is_over(repository: Path) -> None:
     clock = Clock()
     async with running_gateway(repository, store=MemoryStore(now=clock), now=clock) as gateway:
