@@ -193,14 +193,14 @@ class Server:
                     await asyncio.to_thread(self._endpoint.close)
 
     async def _drain(self, grace: float) -> None:
-        # Health watchers never end by themselves: only calls of this API are
-        # worth the whole time.
-        stopping = asyncio.create_task(self._grpc.stop(grace))
-        idle = asyncio.create_task(self._interceptor.idle())
-        await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
+        # The transport closes last: a late call then hears UNAVAILABLE from us,
+        # where a closing transport at times says CANCELLED. Health watchers never
+        # end by themselves: only calls of this API are worth the wait.
+        self._interceptor.refuse()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._interceptor.idle()
         await self._grpc.stop(_LAST_ANSWERS_SECONDS)
-        await stopping
 
 
 def _options(message_bytes: int) -> list[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from service.core.errors import UnavailableError
 from service.logs import get_logger
 
 _OURS: Final = "/fewseg.v1."
-_STARTING_SECONDS: Final = 1.0
+_COME_BACK_SECONDS: Final = 1.0
 
 _log = get_logger(__name__)
 
@@ -50,14 +50,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, observer: CallObserver) -> None:
         self._observer = observer
-        self._admitting = False
+        self._refusal: tuple[str, str] | None = ("STARTING", "The server is starting.")
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     def admit(self) -> None:
         """Lets calls through from now on; before, they are told to come back."""
-        self._admitting = True
+        self._refusal = None
+
+    def refuse(self) -> None:
+        """Tells calls that come from now on that the server is stopping."""
+        self._refusal = ("STOPPING", "The server is stopping.")
 
     async def idle(self) -> None:
         """Waits until no call runs."""
@@ -91,10 +95,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def served(request: Any, context: ServicerContext) -> Any:
             async with self._serve(method, context):
-                if not self._admitting:
-                    raise UnavailableError(
-                        "STARTING", "The server is starting.", retry_after=_STARTING_SECONDS
-                    )
+                if self._refusal is not None:
+                    raise UnavailableError(*self._refusal, retry_after=_COME_BACK_SECONDS)
                 return await behaviour(request, context)
 
         return make(

@@ -103,6 +103,26 @@ def read_catalog(configs: Mapping[str, ModelConfig]) -> Catalog:
     return catalog
 
 
+def describe_family(model: str, config: ModelConfig) -> ModelFamily | None:
+    """Reads what one model says of its family; every model of a family says the same.
+
+    Args:
+        model: The model's name.
+        config: Its config.
+
+    Returns:
+        The family, or None for a model of somebody else.
+
+    Raises:
+        RepositoryError: A parameter is wrong; the message names file and key.
+    """
+    values = parameters_of(config)
+    if not values:
+        return None
+    _check_member(model, values)
+    return _parse_family(Parameters(model, values))
+
+
 def _check_member(model: str, values: Mapping[str, str]) -> None:
     """Checks what can be said of a model without its family."""
     parameters = Parameters(model, values)

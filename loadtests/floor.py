@@ -1,0 +1,242 @@
+"""The floor: what no service can go below, written straight down.
+
+Nothing here comes from ``service/``: the same arithmetic once more, with Pillow and numpy, in one
+thread and without a queue, a copy or a check that the answer does not need. Beside it stands an echo
+server in a process of its own, for what the transport of the same payloads takes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
+
+#: Of the default model: photographs are shrunk to this, and planes drawn at it.
+NETWORK_SIDE = 320
+_PALETTE = [0, 0, 0, 128, 0, 0]
+
+_Floats = NDArray[np.float32]
+_Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a mask says.
+
+    Attributes:
+        png: Palette PNG, 0 background, 1 foreground.
+        area: Pixels of the class.
+        box: (x_min, y_min, x_max, y_max), or None.
+        score: Mean probability over the class.
+    """
+
+    png: bytes
+    area: int
+    box: _Box | None
+    score: float
+
+
+def network_image(jpeg: bytes) -> NDArray[np.uint8]:
+    """Decodes a photograph and shrinks it: uint8 [1, 320, 320, 3]."""
+    image = Image.open(io.BytesIO(jpeg))
+    shrunk = image.convert("RGB").resize((NETWORK_SIDE, NETWORK_SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(shrunk)[None]
+
+
+@lru_cache(maxsize=64)
+def _axis(grid: int, output: int) -> _Floats:
+    """Bilinear from the grid to the network's side, and from there to the output."""
+    twice = _bilinear(NETWORK_SIDE, output) @ _bilinear(grid, NETWORK_SIDE)
+    return np.ascontiguousarray(twice, dtype=np.float32)
+
+
+def _bilinear(length: int, target: int) -> NDArray[np.float64]:
+    matrix = np.zeros((target, length))
+    for row in range(target):
+        source = max(0.0, (row + 0.5) * length / target - 0.5)
+        low = min(int(source), length - 1)
+        matrix[row, low] += 1.0 - (source - low)
+        matrix[row, min(low + 1, length - 1)] += source - low
+    return matrix
+
+
+def finding(logits: _Floats, height: int, width: int) -> Finding:
+    """Upsampling, decision, statistics and encoding of one class.
+
+    Args:
+        logits: float32 [2, h, w], background and class.
+        height, width: Of the photograph.
+    """
+    margin = logits[1] - logits[0]
+    rows, columns = _axis(margin.shape[0], height), _axis(margin.shape[1], width)
+    upsampled = (rows @ margin) @ columns.T
+    above = upsampled > 0
+    area = int(np.count_nonzero(above))
+    box, score = None, 0.0
+    if area:
+        held = np.flatnonzero(above.any(axis=1))
+        top, bottom = int(held[0]), int(held[-1]) + 1
+        spans = np.flatnonzero(above[top:bottom].any(axis=0))
+        box = (int(spans[0]), top, int(spans[-1]) + 1, bottom)
+        # Only where it counts: the probability of the background is asked for by nobody.
+        score = float(np.mean(1.0 / (1.0 + np.exp(-upsampled[above])), dtype=np.float64))
+    return Finding(_png(above), area, box, score)
+
+
+def _png(above: NDArray[np.bool_]) -> bytes:
+    image = Image.fromarray(above.view(np.uint8))
+    image.putpalette(_PALETTE)
+    file = io.BytesIO()
+    image.save(file, "PNG", bits=1, compress_type=zlib.Z_RLE)
+    return file.getvalue()
+
+
+def drawn_planes(
+    outline: Sequence[tuple[float, float]], height: int, width: int
+) -> NDArray[np.float32]:
+    """Annotation planes of a filled outline: float32 [1, 2, 320, 320], background first."""
+    scale_x, scale_y = NETWORK_SIDE / width, NETWORK_SIDE / height
+    canvas = Image.new("1", (NETWORK_SIDE, NETWORK_SIDE))
+    ImageDraw.Draw(canvas).polygon([(x * scale_x, y * scale_y) for x, y in outline], fill=1)
+    inside = np.asarray(canvas)
+    planes = np.empty((1, 2, NETWORK_SIDE, NETWORK_SIDE), np.float32)
+    planes[0, 0], planes[0, 1] = ~inside, inside
+    return planes
+
+
+def clicked_planes(
+    points: Sequence[tuple[float, float]], radius: float, height: int, width: int
+) -> NDArray[np.float32]:
+    """Annotation planes of clicks: discs, and background outside the box around them."""
+    scale_x, scale_y = NETWORK_SIDE / width, NETWORK_SIDE / height
+    canvas = Image.new("1", (NETWORK_SIDE, NETWORK_SIDE))
+    draw = ImageDraw.Draw(canvas)
+    for x, y in points:
+        left, right = (x - radius) * scale_x, (x + radius) * scale_x
+        draw.ellipse((left, (y - radius) * scale_y, right, (y + radius) * scale_y), fill=1)
+    inside = np.asarray(canvas)
+    planes = np.ones((1, 2, NETWORK_SIDE, NETWORK_SIDE), np.float32)
+    planes[0, 1] = inside
+    left, top, right, bottom = canvas.getbbox() or (0, 0, 0, 0)
+    grow_y, grow_x = (bottom - top + 3) // 4, (right - left + 3) // 4
+    planes[0, 0, max(0, top - grow_y) : bottom + grow_y, max(0, left - grow_x) : right + grow_x] = 0
+    return planes
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds by part, of one straight-line run."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _moment: float = field(default_factory=time.perf_counter)
+
+    def lap(self, part: str) -> None:
+        """Adds the time since the last lap to a part."""
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._moment
+        self._moment = now
+
+    def of(self, *parts: str) -> float:
+        """Seconds of some parts."""
+        return sum(self.seconds.get(part, 0.0) for part in parts)
+
+
+class StraightLine:
+    """The default model's graphs, called one after another.
+
+    Args:
+        repository: The model repository.
+        family: Name of the family.
+        threads: Of one graph run; 0: one per core.
+    """
+
+    def __init__(self, repository: Path, family: str, threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # As in the service: a spinning engine would slow the codec that runs beside it.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._graphs: dict[str, Any] = {
+            role: onnxruntime.InferenceSession(
+                str(repository / f"{family}_{role}" / "1" / "model.onnx"),
+                options,
+                providers=["CPUExecutionProvider"],
+            )
+            for role in ("features", "guide", "decode")
+        }
+
+    def prototypes(self, supports: Sequence[tuple[bytes, NDArray[np.float32]]]) -> _Floats:
+        """Guidance of a support set: float32 [1, 2, channels].
+
+        Args:
+            supports: JPEG, and planes float32 [1, 2, 320, 320].
+        """
+        return self.timed_prototypes(supports, Clock())
+
+    def timed_prototypes(
+        self, supports: Sequence[tuple[bytes, NDArray[np.float32]]], clock: Clock
+    ) -> _Floats:
+        """As ``prototypes``; its parts are ``codec``, ``features``, ``guide`` and ``merge``."""
+        rows, weights = [], []
+        for jpeg, planes in supports:
+            image = network_image(jpeg)
+            clock.lap("codec")
+            features = self.features(image)
+            clock.lap("features")
+            row, weight = self._graphs["guide"].run(
+                ["prototypes", "weights"], {"features": features, "planes": planes}
+            )
+            clock.lap("guide")
+            rows.append(row)
+            weights.append(weight[..., None])
+        total = np.maximum(np.sum(weights, axis=0), 1e-12)
+        merged: _Floats = (np.sum([r * w for r, w in zip(rows, weights, strict=True)], axis=0)
+                           / total).astype(np.float32)
+        clock.lap("merge")
+        return merged
+
+    def features(self, image: NDArray[np.uint8]) -> _Floats:
+        """Feature maps of a network image."""
+        return self._graphs["features"].run(["features"], {"image": image})[0]  # type: ignore[no-any-return]
+
+    def guide(self, features: _Floats, planes: NDArray[np.float32]) -> _Floats:
+        """Prototypes of one shot."""
+        return self._graphs["guide"].run(  # type: ignore[no-any-return]
+            ["prototypes"], {"features": features, "planes": planes}
+        )[0]
+
+    def decode(self, features: _Floats, prototypes: _Floats) -> _Floats:
+        """Logits float32 [2, h, w]."""
+        return self._graphs["decode"].run(  # type: ignore[no-any-return]
+            ["logits"], {"features": features, "prototypes": prototypes}
+        )[0][0, :, 0]
+
+    def segment(
+        self, jpeg: bytes, prototypes: _Floats, height: int, width: int, clock: Clock
+    ) -> Finding:
+        """One photograph to its mask; parts ``decode_resize``, ``features``, ``decode``, ``answer``.
+
+        The graphs run here too, so that the parts around them find the caches of the processor as a
+        service finds them.
+        """
+        image = network_image(jpeg)
+        clock.lap("decode_resize")
+        features = self.features(image)
+        clock.lap("features")
+        logits = self.decode(features, prototypes)
+        clock.lap("decode")
+        found = finding(logits, height, width)
+        clock.lap("answer")
+        return found
