@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SERVE_STAMP := $(VENV)/.installed-to-serve
 # onnxruntime would otherwise write telemetry state under the user's cache.
 export ORT_DISABLE_TELEMETRY := 1
 
@@ -15,17 +16,24 @@ help: ## Lists the targets
 
 install: $(STAMP) ## Everything for development, into .venv
 
-$(STAMP): pyproject.toml
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FewSeg needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
+
+$(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@ $(SERVE_STAMP)
+
+# What serving and the demo need: no torch, a minute instead of several.
+$(SERVE_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable '.[demo]'
 	touch $@
 
-demo: $(STAMP) ## Registers tasks and segments photographs into demo-output/ (IMAGES=folder: your own)
+demo: $(SERVE_STAMP) ## Registers tasks and segments photographs into demo-output/ (IMAGES=folder: your own)
 	$(BIN)/python examples/demo.py --output demo-output $(if $(IMAGES),--images $(IMAGES))
 
-serve: $(STAMP) ## Serves model_repository/ on localhost:50051
+serve: $(SERVE_STAMP) ## Serves model_repository/ on localhost:50051
 	$(BIN)/fewseg-serve
 
 triton: $(STAMP) ## Serves model_repository/ with a real Triton on localhost:8001 (installs it once)
