@@ -9,7 +9,7 @@ SERVE_STAMP := $(VENV)/.installed-to-serve
 # onnxruntime would otherwise write telemetry state under the user's cache.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo serve triton test lint fmt proto clean
+.PHONY: help install demo serve triton test lint fmt proto bench bench-peers clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -53,9 +53,21 @@ fmt: $(STAMP) ## Formats the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: $(STAMP) ## The standard load-test suite: prints its table, updates docs/performance.md (quiet machine, 10 minutes)
+	$(BIN)/fewseg-loadtest bench --document docs/performance.md
+
+# The peers live in environments of their own, outside of this folder: their dependencies are not ours.
+PEERS ?= $(or $(FEWSEG_PEERS),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fewseg/peers)
+
+bench-peers: ## Installs LitServe and MLServer for `make bench` to compare with
+	for peer in litserve mlserver; do \
+	  $(PYTHON) -m venv $(PEERS)/$$peer && \
+	  $(PEERS)/$$peer/bin/pip install --quiet --requirement loadtests/peers/$$peer.txt || exit 1; \
+	done
+
 proto: $(STAMP) ## Regenerates the stubs of protos/ into fewseg/v1/
 	$(BIN)/python tools/proto.py
 
 clean: ## Removes what make made
-	rm -rf $(VENV) .triton-venv .triton-venv.lock build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage *.egg-info
+	rm -rf $(VENV) .triton-venv .triton-venv.lock build dist demo-output loadtest-results .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

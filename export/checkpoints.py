@@ -43,7 +43,13 @@ _SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("an SG-One checkpoint", (r"netB\.",)),
     ("a PMMs checkpoint", (r"model_res\.",)),
     ("a CANet checkpoint", (r"residule1\.", r"layer55\.")),
+    ("a revolver checkpoint of early fusion", (r"supp_encoder\.(conv1_1|0)\.weight",)),
+    (
+        "a revolver checkpoint of a network without guidance",
+        (r"encoder\.(conv1_1|0)\.weight", r"head\.weight", r"decoder\.weight"),
+    ),
     ("a revolver checkpoint", (r"encoder\.conv1_1\.weight",)),
+    ("a revolver checkpoint", (r"encoder\.0\.weight", r"anno_enc\.weight")),
     ("torchvision's VGG-16 with batch norm", (r"features\.1\.running_mean", r"classifier\.")),
     ("torchvision's VGG-16", (r"features\.28\.weight", r"classifier\.6\.weight")),
     ("torchvision's ResNet", (r"layer1\.0\.conv1\.weight", r"fc\.weight")),

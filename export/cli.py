@@ -14,16 +14,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from export import sources
+from export.check import check
 from export.errors import ExportError
 from export.family import Family
 from export.prototype_family import prototype_family
 from export.repository import list_families, remove_other_families, write_family
+from export.revolver_family import revolver_family
+from export.revolver_source import revolver_checkpoint
+from export.sgone_family import ChannelOrder, ShotMerge, sgone_checkpoint, sgone_family
 from export.sources import Weights
 from export.tables import family_table, measure_table
 from export.verification.measures import Measure
 
 PANET_SIZE = "417"
 COMPACT_SIZE = "320"
+NATIVE_PIXELS = 1024 * 1024
 
 app = typer.Typer(
     name="fewseg-export",
@@ -47,6 +52,8 @@ class Verifiable(StrEnum):
     """Methods that there are golden vectors of."""
 
     PANET = "panet"
+    REVOLVER = "revolver"
+    SGONE = "sgone"
 
 
 class Engine(StrEnum):
@@ -61,6 +68,15 @@ Size = Annotated[str, typer.Option(help="Input of the network: S for SxS, or HxW
 Force = Annotated[bool, typer.Option("--force", help="Replace the family if it is there already.")]
 Prune = Annotated[
     bool, typer.Option("--prune", help="Remove the other families of that name afterwards.")
+]
+Checkpoint = Annotated[Path, typer.Option(help="Snapshot of the official training (.pth).")]
+MaxPixels = Annotated[
+    int,
+    typer.Option(
+        min=128 * 128,
+        help="Most pixels of an image. The network takes images at their own size, and needs about "
+        "1 KB of memory a pixel.",
+    ),
 ]
 MaxBatch = Annotated[int, typer.Option(min=1, max=128, help="Most queries that run together.")]
 
@@ -99,6 +115,67 @@ def panet(
 
 
 @app.command()
+def revolver(
+    out: Out,
+    checkpoint: Checkpoint,
+    name: Annotated[str, typer.Option(help="What tasks call the model.")] = "revolver",
+    max_pixels: MaxPixels = NATIVE_PIXELS,
+    max_batch: MaxBatch = 8,
+    force: Force = False,
+    prune: Prune = False,
+) -> None:
+    """Exports guided networks with late fusion (Rakelly et al., 2018); the file tells which one."""
+    with _told_plainly():
+        source = revolver_checkpoint(checkpoint)
+        family = revolver_family(
+            alias=name,
+            network=source.network,
+            provenance=source.provenance,
+            max_pixels=max_pixels,
+            max_batch=max_batch,
+        )
+        _write(family, out, force=force, prune=prune)
+
+
+@app.command()
+def sgone(
+    out: Out,
+    checkpoint: Checkpoint,
+    channels: Annotated[
+        ChannelOrder,
+        typer.Option(
+            help="Order of colours that the weights were trained with. The official training reads "
+            "bgr; rgb repeats the official test scripts."
+        ),
+    ] = ChannelOrder.BGR,
+    merge: Annotated[
+        ShotMerge,
+        typer.Option(
+            help="mean: of the shots' vectors, the official avg. any: a pass per shot, and the "
+            "union of their masks, the official max."
+        ),
+    ] = ShotMerge.MEAN,
+    name: Annotated[str, typer.Option(help="What tasks call the model.")] = "sgone",
+    max_pixels: MaxPixels = NATIVE_PIXELS,
+    max_batch: MaxBatch = 8,
+    force: Force = False,
+    prune: Prune = False,
+) -> None:
+    """Exports SG-One (Zhang et al., 2020)."""
+    with _told_plainly():
+        family = sgone_family(
+            alias=name,
+            network=sgone_checkpoint(checkpoint),
+            provenance={"weights": checkpoint.name},
+            max_pixels=max_pixels,
+            order=channels,
+            merge=merge,
+            max_batch=max_batch,
+        )
+        _write(family, out, force=force, prune=prune)
+
+
+@app.command()
 def compact(
     out: Out,
     checkpoint: Annotated[
@@ -132,8 +209,14 @@ def verify(
 ) -> None:
     """Compares torch, exported graphs and gateway with numbers made by the authors' own code."""
     from export.verification.panet import verify_panet
+    from export.verification.revolver import verify_revolver
+    from export.verification.sgone import verify_sgone
 
-    verifiers = {Verifiable.PANET: verify_panet}
+    verifiers = {
+        Verifiable.PANET: verify_panet,
+        Verifiable.REVOLVER: verify_revolver,
+        Verifiable.SGONE: verify_sgone,
+    }
     served = engine is Engine.EMBEDDED
     with _told_plainly():
         with console.status("Exporting and running the golden cases ..."):
@@ -159,6 +242,20 @@ def list_command(
         console.print(family_table(families))
         if not all(family.complete for family in families):
             raise ExportError("Families that are not complete are not served; export them again.")
+
+
+@app.command(name="check")
+def check_command(
+    repository: Annotated[Path, typer.Argument(help="A model repository.")],
+) -> None:
+    """Finds what Triton 24.10 or the gateway would refuse, without running anything."""
+    with _told_plainly():
+        problems = check(repository)
+        for problem in problems:
+            console.print(escape(problem), highlight=False, soft_wrap=True)
+        if problems:
+            raise ExportError(f"{len(problems)} problems are in {repository}.")
+        console.print(f"Nothing is wrong in {repository}.", soft_wrap=True)
 
 
 def parse_size(text: str) -> tuple[int, int]:

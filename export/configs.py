@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export.family import PLANES, Ensemble, Family, Graph, TensorSpec
+from export.family import Ensemble, Family, Free, Graph, TensorSpec
 
 MODEL_FILE = "model.onnx"
 """The file in a version's folder."""
@@ -19,6 +19,17 @@ VERSION = "1"
 
 MAX_QUEUE_SIZE = 64
 """Requests that may wait at one graph before Triton turns further ones away."""
+
+WARM_UP = {
+    Free.PLANES: 2,
+    Free.WAYS: 1,
+    Free.SHOTS: 1,
+    Free.HEIGHT: 128,
+    Free.WIDTH: 128,
+    Free.ROWS: 4,
+    Free.COLUMNS: 4,
+}
+"""Lengths of the warm-up: one query and one way. Sizes that are free have no typical value."""
 
 _DTYPES = {
     "float32": triton.DataType.TYPE_FP32,
@@ -71,7 +82,7 @@ def _graph_config(family: Family, graph: Graph) -> Any:
     for spec in graph.inputs:
         sample = warmup.inputs[spec.name]
         sample.data_type = _DTYPES[spec.dtype]
-        sample.dims.extend(2 if dim == PLANES else dim for dim in spec.dims)
+        sample.dims.extend(spec.example_dims(WARM_UP))
         sample.zero_data = True
     return config
 
@@ -99,9 +110,14 @@ def _common_config(family: Family, part: Graph | Ensemble) -> Any:
     config = triton.ModelConfig(name=family.model_name(part.role), max_batch_size=family.max_batch)
     config.version_policy.latest.num_versions = 1
     for spec in part.inputs:
-        config.input.add(name=spec.name, data_type=_DTYPES[spec.dtype], dims=spec.dims)
+        config.input.add(name=spec.name, data_type=_DTYPES[spec.dtype], dims=_dims(spec))
     for spec in part.outputs:
-        config.output.add(name=spec.name, data_type=_DTYPES[spec.dtype], dims=spec.dims)
+        config.output.add(name=spec.name, data_type=_DTYPES[spec.dtype], dims=_dims(spec))
     for key, value in sorted(family.parameters(part.role).items()):
         config.parameters[key].string_value = value
     return config
+
+
+def _dims(spec: TensorSpec) -> list[int]:
+    """Triton's dims: -1 wherever a length is free."""
+    return [max(dim, -1) for dim in spec.dims]

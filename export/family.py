@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,31 @@ SCHEMA = "1"
 REVISION = 1
 """Raised whenever the same checkpoint and settings would give other graphs than before."""
 
-PLANES = -1
+
+class Free(IntEnum):
+    """A length that is known at run time only. Equal ones are equal within a graph."""
+
+    #: 1 + ways.
+    PLANES = -1
+    WAYS = -2
+    #: Of the task, padded ones included.
+    SHOTS = -3
+    #: Of the image, where the network takes any size.
+    HEIGHT = -4
+    WIDTH = -5
+    #: Of the feature maps of such an image.
+    ROWS = -6
+    COLUMNS = -7
+    #: Of logits, where their grid is another one.
+    SCORE_ROWS = -8
+    SCORE_COLUMNS = -9
+
+
+PLANES = Free.PLANES
 """The length 1 + ways, which is free at run time."""
+
+LengthOf = Mapping[Free, int]
+"""What stands for free lengths in an example."""
 
 _ALIAS = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
@@ -38,13 +62,17 @@ class TensorSpec:
 
     Attributes:
         name: Its name in graph and config.
-        dims: Lengths without the batch; `PLANES` where it is free.
+        dims: Lengths without the batch; members of `Free` where they are free.
         dtype: "float32", "uint8" or "uint16".
     """
 
     name: str
     dims: tuple[int, ...]
     dtype: str = "float32"
+
+    def example_dims(self, lengths: LengthOf) -> tuple[int, ...]:
+        """The dims with a number in place of each free length."""
+        return tuple(lengths[Free(dim)] if dim < 0 else dim for dim in self.dims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +129,15 @@ class Serving:
 
     Attributes:
         method: Such as "panet".
-        input_size: Rows and columns of the network's input.
+        input_size: Rows and columns of the network's input; None for the image's own size.
         guidance: One JSON object per guidance tensor.
         post_chain: One JSON object per linear step from logits to the output size.
+        min_side: Fewest rows and columns of an image that goes in at its own size.
+        max_pixels: Most pixels of such an image.
     """
 
     method: str
-    input_size: tuple[int, int]
+    input_size: tuple[int, int] | None
     guidance: tuple[Mapping[str, str], ...]
     post_chain: tuple[Mapping[str, Any], ...]
     input_dtype: str = "uint8"
@@ -122,29 +152,44 @@ class Serving:
     way_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     shot_buckets: tuple[int, ...] = (1,)
     feature_reuse: str = "always"
+    min_side: int = 1
+    max_pixels: int = 1024 * 1024
 
     def parameters(self) -> dict[str, str]:
         """Returns the keys and values as docs/repository.md spells them."""
-        height, width = self.input_size
         values = {
             "method": self.method,
             "input_dtype": self.input_dtype,
-            "image_resize": self.image_resize,
-            "mask_resize": self.mask_resize,
             "class_handling": self.class_handling,
             "void": self.void,
             "decision": self.decision,
             "score": self.score,
             "feature_reuse": self.feature_reuse,
-            "input_size": f"{height}x{width}",
             "needs_background": "true" if self.needs_background else "false",
             "guidance": json.dumps(list(self.guidance)),
             "post_chain": json.dumps(list(self.post_chain)),
             "threshold": repr(self.threshold),
             "way_buckets": ",".join(map(str, self.way_buckets)),
             "shot_buckets": ",".join(map(str, self.shot_buckets)),
+            **self._sizes(),
         }
         return {f"fewseg.{name}": value for name, value in values.items()}
+
+    def _sizes(self) -> dict[str, str]:
+        if self.input_size is None:
+            return {
+                "input_size": "native",
+                "image_resize": "none",
+                "mask_resize": "none",
+                "min_side": str(self.min_side),
+                "max_pixels": str(self.max_pixels),
+            }
+        height, width = self.input_size
+        return {
+            "input_size": f"{height}x{width}",
+            "image_resize": self.image_resize,
+            "mask_resize": self.mask_resize,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +203,7 @@ class Family:
         weights_digest: Hexadecimal SHA-256 of the checkpoint's tensors, see `digest_of_tensors`.
         max_batch: Most queries that run together.
         provenance: For people: where the weights come from and under which terms.
+        settings: What else the graphs were made by, such as a number of iterations.
         created: When it was exported, UTC.
     """
 
@@ -167,6 +213,7 @@ class Family:
     weights_digest: str
     max_batch: int = 8
     provenance: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
@@ -184,6 +231,7 @@ class Family:
             "max_batch": str(self.max_batch),
             "schema": SCHEMA,
             "revision": str(REVISION),
+            **self.settings,
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -225,7 +273,7 @@ class Family:
             "fewseg.graphs": ",".join(self.roles),
             "fewseg.digest": self.digest,
             "fewseg.created": created,
-            "fewseg.provenance": json.dumps(dict(self.provenance), sort_keys=True),
+            "fewseg.provenance": json.dumps({**self.settings, **self.provenance}, sort_keys=True),
         }
 
 

@@ -25,6 +25,34 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Golden:
+    """One golden case, of whatever method.
+
+    Attributes:
+        name: Its name.
+        facts: What `cases.json` says of it.
+        arrays: By name: raw images and labels as uint8, and what the official code made of them.
+    """
+
+    name: str
+    facts: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One entry of an official state dict.
+
+    Attributes:
+        shape: Of the tensor.
+        seeded: Whether its values come from the seed; else the network itself fixes them.
+    """
+
+    shape: tuple[int, ...]
+    seeded: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """One golden case.
 
@@ -56,8 +84,30 @@ def read_keys(folder: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
+def read_model_keys(folder: Path, model: str) -> dict[str, Key]:
+    """Reads the official keys of one model of a method that has several.
+
+    Raises:
+        GoldenError: The folder has no such model.
+    """
+    models = _read_json(folder / "keys.json")
+    if model not in models:
+        raise GoldenError(f"{folder / 'keys.json'} has no model {model}.")
+    return {
+        key: Key(tuple(entry["shape"]), entry["seeded"]) for key, entry in models[model].items()
+    }
+
+
+def read_goldens(folder: Path, names: Sequence[str] = ()) -> list[Golden]:
+    """Reads cases as they are; see `read_cases` for the arguments and errors."""
+    return [
+        Golden(entry["name"], entry, _read_arrays(folder / entry["file"]))
+        for entry in _entries(folder, names)
+    ]
+
+
 def read_cases(folder: Path, names: Sequence[str] = ()) -> list[Case]:
-    """Reads the cases of a folder.
+    """Reads PANet's cases of a folder.
 
     Args:
         folder: Folder of golden vectors.
@@ -69,11 +119,7 @@ def read_cases(folder: Path, names: Sequence[str] = ()) -> list[Case]:
     Raises:
         GoldenError: The folder is not one of golden vectors, or lacks a case.
     """
-    entries = {entry["name"]: entry for entry in _read_json(folder / "cases.json").get("cases", [])}
-    unknown = [name for name in names if name not in entries]
-    if unknown:
-        raise GoldenError(f"{folder} has no case {unknown[0]}; it has {', '.join(entries)}.")
-    return [_case(folder, entry) for name, entry in entries.items() if not names or name in names]
+    return [_case(folder, entry) for entry in _entries(folder, names)]
 
 
 def seeded_tensor(key: str, shape: Sequence[int], seed: int) -> torch.Tensor:
@@ -124,13 +170,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _case(folder: Path, entry: Mapping[str, Any]) -> Case:
-    path = folder / entry["file"]
+def _entries(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Reads what `cases.json` says of the cases of these names, or of all."""
+    entries = {entry["name"]: entry for entry in _read_json(folder / "cases.json").get("cases", [])}
+    unknown = [name for name in names if name not in entries]
+    if unknown:
+        raise GoldenError(f"{folder} has no case {unknown[0]}; it has {', '.join(entries)}.")
+    return [entry for name, entry in entries.items() if not names or name in names]
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+            return {name: stored[name] for name in stored.files}
     except (OSError, ValueError) as error:
         raise GoldenError(f"{path} cannot be read ({error}); copy it again.") from error
+
+
+def _case(folder: Path, entry: Mapping[str, Any]) -> Case:
     height, width = entry["network_size"]
     return Case(
         name=entry["name"],
@@ -139,5 +196,5 @@ def _case(folder: Path, entry: Mapping[str, Any]) -> Case:
         shots=entry["shots"],
         network_size=(height, width),
         class_ids=tuple(entry["class_ids"]),
-        arrays=arrays,
+        arrays=_read_arrays(folder / entry["file"]),
     )

@@ -16,13 +16,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.errors import GraphError
-from export.family import PLANES, Graph, TensorSpec
+from export.family import Free, Graph, LengthOf, TensorSpec
 
 OPSET = 18
 """Operator set of the graphs."""
 
 IR_VERSION = 10
 """The highest that ONNX Runtime 1.19, as Triton 24.10 carries it, reads."""
+
+TRACED = {
+    Free.PLANES: 3,
+    Free.WAYS: 2,
+    Free.SHOTS: 3,
+    Free.HEIGHT: 97,
+    Free.WIDTH: 129,
+    Free.ROWS: 5,
+    Free.COLUMNS: 6,
+}
+"""Lengths that a graph is exported with."""
+
+CHECKED = {
+    Free.PLANES: 2,
+    Free.WAYS: 1,
+    Free.SHOTS: 2,
+    Free.HEIGHT: 130,
+    Free.WIDTH: 100,
+    Free.ROWS: 4,
+    Free.COLUMNS: 7,
+}
+"""Other lengths, which the exported graph must take as well."""
+
+#: Smaller images than these leave no cell of some network's features.
+_LEAST = {Free.PLANES: 2, Free.HEIGHT: 33, Free.WIDTH: 33}
 
 SELF_CHECK_TOLERANCE = 1e-4
 """Largest difference between torch and ONNX Runtime, relative to the largest value."""
@@ -44,7 +69,7 @@ def export_graph(graph: Graph) -> bytes:
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            tuple(example_tensors(graph.inputs, batch=2, planes=3)),
+            tuple(example_tensors(graph.inputs, batch=2, lengths=TRACED)),
             dynamo=True,
             opset_version=OPSET,
             input_names=[spec.name for spec in graph.inputs],
@@ -65,13 +90,13 @@ def export_graph(graph: Graph) -> bytes:
     return content
 
 
-def example_tensors(specs: Sequence[TensorSpec], *, batch: int, planes: int) -> list[Tensor]:
+def example_tensors(specs: Sequence[TensorSpec], *, batch: int, lengths: LengthOf) -> list[Tensor]:
     """Makes inputs that are the same every time.
 
     Args:
         specs: What they are.
         batch: Length of dimension 0.
-        planes: Length in place of `PLANES`.
+        lengths: What stands for free lengths.
 
     Returns:
         Bytes over their whole range, floats in [0, 1).
@@ -79,7 +104,7 @@ def example_tensors(specs: Sequence[TensorSpec], *, batch: int, planes: int) -> 
     generator = torch.Generator().manual_seed(0)
     tensors = []
     for spec in specs:
-        shape = (batch, *(planes if dim == PLANES else dim for dim in spec.dims))
+        shape = (batch, *spec.example_dims(lengths))
         values = torch.rand(shape, generator=generator)
         if spec.dtype != "float32":
             scale = 256 if spec.dtype == "uint8" else 65536
@@ -129,9 +154,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _dynamic_axes(specs: Sequence[TensorSpec]) -> Iterator[dict[int, torch.export.Dim]]:
-    batch, planes = torch.export.Dim("batch"), torch.export.Dim("planes", min=2)
+    batch = torch.export.Dim("batch")
+    symbols = {
+        length: torch.export.Dim(length.name.lower(), min=_LEAST.get(length)) for length in Free
+    }
     for spec in specs:
-        free = {axis: planes for axis, dim in enumerate(spec.dims, start=1) if dim == PLANES}
+        free = {axis: symbols[Free(dim)] for axis, dim in enumerate(spec.dims, start=1) if dim < 0}
         yield {0: batch, **free}
 
 
@@ -167,8 +195,8 @@ def _declare(values: Sequence[onnx.ValueInfoProto], specs: Sequence[TensorSpec],
                     f"{spec.name} of the {role} graph has the length {dim.dim_value} where "
                     f"{length} was promised."
                 )
-            if length == PLANES:
-                dim.dim_param = "planes"
+            if length < 0:
+                dim.dim_param = Free(length).name.lower()
             else:
                 dim.dim_value = length
         shape.dim[0].dim_param = "batch"
@@ -176,7 +204,7 @@ def _declare(values: Sequence[onnx.ValueInfoProto], specs: Sequence[TensorSpec],
 
 def _compare_with_torch(graph: Graph, content: bytes) -> None:
     """Runs module and graph on another batch and number of ways than the export saw."""
-    inputs = example_tensors(graph.inputs, batch=1, planes=2)
+    inputs = example_tensors(graph.inputs, batch=1, lengths=CHECKED)
     with torch.no_grad():
         results = graph.module(*inputs)
     expected = (results,) if isinstance(results, Tensor) else results

@@ -11,6 +11,7 @@ from torch import nn
 from export.errors import ExportError
 from export.family import PLANES, Family, Graph, Serving, TensorSpec, digest_of_tensors
 from export.methods.prototypes import PrototypeDecode, PrototypeFeatures, PrototypeGuide
+from export.provenance import exporter_version
 
 MIN_SIDE, MAX_SIDE = 32, 2048
 """Bounds of the network's input, in pixels."""
@@ -86,7 +87,7 @@ def prototype_family(
         ),
         weights_digest=digest,
         max_batch=max_batch,
-        provenance={"exporter": _version(), "weights_sha256": digest, **provenance},
+        provenance={"exporter": exporter_version(), "weights_sha256": digest, **provenance},
     )
 
 
@@ -101,9 +102,3 @@ def _feature_shape(trunk: nn.Module, size: tuple[int, int]) -> tuple[int, int, i
             f"({error})."
         ) from error
     return shape[1], shape[2], shape[3]
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return f"fewseg-export {version('fewseg')}"

@@ -19,9 +19,7 @@ class Arrivals(StrEnum):
     CONSTANT = "constant"
 
 
-def offsets(
-    arrivals: Arrivals, rate: float, seconds: float, seed: int = 0
-) -> NDArray[np.float64]:
+def offsets(arrivals: Arrivals, rate: float, seconds: float, seed: int = 0) -> NDArray[np.float64]:
     """Send times of a run.
 
     Args:
@@ -51,9 +49,7 @@ def offsets(
     return every[every < seconds]
 
 
-def zipf_choices(
-    items: int, exponent: float, count: int, seed: int = 0
-) -> NDArray[np.int64]:
+def zipf_choices(items: int, exponent: float, count: int, seed: int = 0) -> NDArray[np.int64]:
     """Draws items whose popularity falls as rank to the power of ``-exponent``.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +19,8 @@ from loadtests.reports import write_report
 from loadtests.servers import ServerError
 from loadtests.targets import Connection, Target
 
+#: Exit statuses: answers were lost; a wrong argument or server; the generator fell behind.
+_LOST = 1
 _WRONG = 2
 _INVALID = 4
 
@@ -78,7 +80,10 @@ def run_scenario(
     repeats: Repeats = None,
     output: Output = Path("loadtest-results"),
 ) -> None:
-    """Runs a scenario, and writes its figures, raw histograms and report."""
+    """Runs a scenario, and writes its figures, raw histograms and report.
+
+    Exit status: 0 fine, 1 answers were lost, 2 it could not run, 4 the generator fell behind.
+    """
 
     def work() -> None:
         loaded = _loaded(scenario, flag, rate, seconds, repeats)
@@ -94,8 +99,7 @@ def run_scenario(
         results.write(result, folder)
         write_report([result], folder / "report.html")
         _out.print(f"{folder}/result.json, report.html")
-        if not result.valid:
-            raise typer.Exit(_INVALID)
+        _judge([result])
 
     _guarded(work)
 
@@ -134,8 +138,7 @@ def sweep(
             results.write(result, folder / f"{result.scenario.load.rate or 0.0:08.2f}")
         write_report(swept, folder / "report.html")
         _out.print(f"knee at {sweeps.knee(swept):.1f}/s; {folder}/report.html")
-        if not all(result.valid for result in swept):
-            raise typer.Exit(_INVALID)
+        _judge(swept)
 
     _guarded(work)
 
@@ -238,6 +241,14 @@ def _guarded(work: Callable[[], None]) -> None:
     except (scenarios.ScenarioError, results.ResultError, ServerError, OSError) as error:
         _err.print(f"fewseg-loadtest: {error}", markup=False)
         raise typer.Exit(_WRONG) from error
+
+
+def _judge(found: Sequence[results.Result]) -> None:
+    """Ends the command with the status of what was found."""
+    if any(repeat.lost for result in found for repeat in result.repeats):
+        raise typer.Exit(_LOST)
+    if not all(result.valid for result in found):
+        raise typer.Exit(_INVALID)
 
 
 def _stamp() -> str:

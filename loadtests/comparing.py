@@ -71,7 +71,8 @@ def compare(before: Result, after: Result, threshold: float = THRESHOLD) -> list
     within the repeats of the other.
 
     Args:
-        before, after: Both valid, of the same scenario and load.
+        before: Of the scenario, and valid.
+        after: Likewise.
         threshold: Relative change that counts.
 
     Raises:

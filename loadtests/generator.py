@@ -25,7 +25,7 @@ from loadtests.plans import Job
 from loadtests.records import NO_ANSWER, OK, Records, seconds_of
 from loadtests.targets import ANNOTATE, SEGMENT, Target
 
-_ANSWERS = {
+_ANSWERS: dict[str, Any] = {
     SEGMENT: segmentation_pb2.SegmentResponse,
     ANNOTATE: task_pb2.AnnotateSupportResponse,
 }

@@ -53,9 +53,7 @@ class Job:
     lane: int = 0
 
 
-def support_of(
-    photograph: Photograph, number: int, support_id: str = ""
-) -> task_pb2.SupportInput:
+def support_of(photograph: Photograph, number: int, support_id: str = "") -> task_pb2.SupportInput:
     """A support whose outline and everything outside it are labelled."""
     return task_pb2.SupportInput(
         support_id=support_id or f"s{number}",
@@ -108,7 +106,10 @@ def register_tasks(connection: Connection, work: Work, prefix: str = "") -> list
     names = []
     for task in range(work.tasks):
         numbers = range(task * work.shots, (task + 1) * work.shots)
-        supports = [support_of(images[number % distinct], number) for number in numbers]
+        supports = [
+            support_of(images[number % distinct], number, f"s{shot}")
+            for shot, number in enumerate(numbers)
+        ]
         names.append(register(connection, f"{prefix}-{task}", supports))
     return names
 

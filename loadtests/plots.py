@@ -26,7 +26,7 @@ def latency_by_percentile(result: Result) -> str:
         histogram = LatencyHistogram.decoded(repeat.histogram)
         if not len(histogram):
             continue
-        shown = _NINES[_NINES <= 100.0 * (1.0 - 1.0 / (len(histogram) + 1))]
+        shown = _NINES[100.0 * (1.0 - 1.0 / (len(histogram) + 1)) >= _NINES]
         values = [histogram.percentile(float(q)) * _MILLISECONDS for q in shown]
         axes.plot(1.0 / (1.0 - shown / 100.0), values, label=f"repeat {number}")
     axes.set_xscale("log")
@@ -82,8 +82,12 @@ def stage_breakdown(result: Result) -> str:
         left = left + widths
     axes.invert_yaxis()
     axes.set_xlabel("ms, medians (outside: client, transport, lag)")
-    axes.legend(ncols=min(6, max(1, len(shown))), fontsize=7, loc="upper left",
-                bbox_to_anchor=(0, -0.3 if len(labels) > 1 else -0.5))
+    axes.legend(
+        ncols=min(6, max(1, len(shown))),
+        fontsize=7,
+        loc="upper left",
+        bbox_to_anchor=(0, -0.3 if len(labels) > 1 else -0.5),
+    )
     return _svg(figure, legend=False)
 
 

@@ -31,7 +31,7 @@ class Records:
     Attributes:
         intended: float64 [n], seconds from the start when it was meant to leave.
         lag: float64 [n], seconds by which it left later.
-        latency: float64 [n], seconds from ``intended`` to its answer; never from the moment it left.
+        latency: float64 [n], seconds from ``intended`` (not from when it left) to its answer.
         code: int16 [n], its gRPC code, or ``NO_ANSWER``.
         timings: float32 [n, stages + 1], seconds of the stages inside the server, the whole
             call last; 0 where a stage did not run, or nothing is known.
@@ -62,10 +62,11 @@ class Records:
         """The rows of several generators, by intended time."""
         order = np.argsort(np.concatenate([part.intended for part in parts]), kind="stable")
         return cls(
-            *(
-                np.concatenate([getattr(part, name) for part in parts])[order]
-                for name in ("intended", "lag", "latency", "code", "timings")
-            ),
+            intended=np.concatenate([part.intended for part in parts])[order],
+            lag=np.concatenate([part.lag for part in parts])[order],
+            latency=np.concatenate([part.latency for part in parts])[order],
+            code=np.concatenate([part.code for part in parts])[order],
+            timings=np.concatenate([part.timings for part in parts])[order],
             generator_cpu=sum(part.generator_cpu for part in parts),
         )
 

@@ -164,9 +164,7 @@ def _problem(lag: LatencyHistogram, scenario: Scenario) -> str:
 def _codes(records: Records) -> dict[str, int]:
     name_of = {int(code.value[0]): code.name for code in grpc.StatusCode} | {NO_ANSWER: "LOST"}
     values, counts = np.unique(records.code, return_counts=True)
-    return {
-        name_of[int(value)]: int(count) for value, count in zip(values, counts, strict=True)
-    }
+    return {name_of[int(value)]: int(count) for value, count in zip(values, counts, strict=True)}
 
 
 def _stages(good: Records) -> dict[str, float]:

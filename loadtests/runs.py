@@ -162,7 +162,8 @@ def _stream(scenario: Scenario, subject: Subject, tasks: list[str], number: int)
         Video(
             tasks[index % len(tasks)],
             frames[index :: work.streams] or frames,
-            offsets(Arrivals(load.arrivals), load.rate or 1.0, seconds, seed=number) + index * phase,
+            offsets(Arrivals(load.arrivals), load.rate or 1.0, seconds, seed=number)
+            + index * phase,
         )
         for index in range(work.streams)
     ]

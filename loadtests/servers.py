@@ -18,6 +18,7 @@ from typing import IO, Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtests import BLAS_THREADS, SET_BLAS_THREADS
 from loadtests.targets import Connection, Target
 
 _START_SECONDS = 60.0
@@ -47,8 +48,7 @@ class RunningServer:
     def graph_runs(self) -> dict[str, int]:
         """Graphs run since the start, by role."""
         return {
-            labels["role"]: int(value)
-            for labels, value in self._samples("fewseg_graph_runs_total")
+            labels["role"]: int(value) for labels, value in self._samples("fewseg_graph_runs_total")
         }
 
     def _samples(self, name: str) -> Iterator[tuple[Mapping[str, str], float]]:
@@ -107,13 +107,19 @@ def running_server(
         log_path = Path(folder) / "server.log"
         with log_path.open("w+b") as log:
             started = time.monotonic()
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
-            )
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment())
             try:
                 yield _serving(process, log, log_path, started)
             finally:
                 stop(process)
+
+
+def _environment() -> dict[str, str]:
+    """That of a server which somebody else starts: without what this package sets for itself."""
+    environment = dict(os.environ) | {"ORT_DISABLE_TELEMETRY": "1"}
+    if SET_BLAS_THREADS:
+        environment.pop(BLAS_THREADS, None)
+    return environment
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -18,9 +18,7 @@ _ANSWERED = 0.98
 _GROWTH = 5.0
 
 
-def sweep(
-    scenario: Scenario, subject: Subject, rates: Sequence[float], tell: Tell
-) -> list[Result]:
+def sweep(scenario: Scenario, subject: Subject, rates: Sequence[float], tell: Tell) -> list[Result]:
     """Runs a scenario at ascending rates.
 
     Args:

@@ -132,14 +132,32 @@ class Settings(BaseModel):
 
     repository: Path = _default_repository()
     """Folder of the model repository."""
-    engine: Literal["embedded"] = "embedded"
-    """What runs the graphs."""
+    engine: Literal["embedded", "triton"] = "embedded"
+    """What runs the graphs: this process, or Triton Inference Servers."""
     engine_threads: NonNegativeInt = 0
     """Threads of one graph run; 0: the engine chooses."""
     engine_workers: PositiveInt = 2
     """Graph runs at once; two keep a short one from waiting behind a long one."""
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     """Execution providers of ONNX Runtime, best first."""
+    triton_address: tuple[str, ...] = ("127.0.0.1:8001",)
+    """gRPC addresses of Triton, host:port or unix:path; all hold the same repository."""
+    triton_tls: bool = False
+    """Whether to speak TLS to Triton."""
+    triton_tls_ca: Path | None = None
+    """PEM file of the authority that signed Triton's certificate; unset: the system's."""
+    triton_tls_certificate: Path | None = None
+    """PEM file of the gateway's own certificate, where Triton asks for one."""
+    triton_tls_key: Path | None = None
+    """PEM file of that certificate's private key."""
+    triton_model_control: bool = True
+    """Whether to load and unload models; else what Triton has loaded is served."""
+    triton_shared_memory: Literal["auto", "on", "off"] = "auto"
+    """Whether large guidance goes through system shared memory; auto: at loopback addresses."""
+    triton_run_seconds: PositiveFloat = 30.0
+    """The longest run of a graph whose caller set no deadline."""
+    triton_load_seconds: PositiveFloat = 900.0
+    """The longest that loading one model takes; TensorRT may build engines in it."""
     store: Literal["sqlite", "memory"] = "sqlite"
     """Where tasks are kept; memory forgets them when the server ends."""
     store_path: Path = Path("fewseg-data/fewseg.db")
@@ -187,6 +205,10 @@ class Settings(BaseModel):
             raise ValueError("tls_certificate and tls_key belong together")
         if self.tls_client_ca and not self.tls_certificate:
             raise ValueError("tls_client_ca needs tls_certificate")
+        if bool(self.triton_tls_certificate) != bool(self.triton_tls_key):
+            raise ValueError("triton_tls_certificate and triton_tls_key belong together")
+        if (self.triton_tls_ca or self.triton_tls_key) and not self.triton_tls:
+            raise ValueError("triton_tls_ca and triton_tls_certificate need triton_tls")
         if not self.host and self.unix_socket is None:
             raise ValueError("set host or unix_socket: there is nothing to listen on")
         if self.unix_socket and len(os.fsencode(self.unix_socket)) > LONGEST_SOCKET_PATH:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from service.api.models import Identity
 from service.config import VERSION, Settings
 from service.core.gateway import Gateway
-from service.core.ports import Store, Telemetry
+from service.core.ports import Engine, Store, Telemetry
 from service.engines.embedded import EmbeddedEngine
+from service.engines.triton import TritonEngine
+from service.engines.triton_options import TritonOptions
 from service.metrics import Metrics
 from service.server import Server
 from service.stores.memory import MemoryStore
@@ -39,7 +41,9 @@ def build(settings: Settings) -> Server:
     return Server(gateway, settings, metrics, identity)
 
 
-def _engine(settings: Settings, telemetry: Telemetry) -> EmbeddedEngine:
+def _engine(settings: Settings, telemetry: Telemetry) -> Engine:
+    if settings.engine == "triton":
+        return _triton_engine(settings, telemetry)
     if not settings.repository.is_dir():
         raise SetupError(
             f"repository: there is no folder {settings.repository}; fewseg-export makes one"
@@ -54,6 +58,25 @@ def _engine(settings: Settings, telemetry: Telemetry) -> EmbeddedEngine:
         )
     except ValueError as error:
         raise SetupError(f"providers: {error}") from error
+
+
+def _triton_engine(settings: Settings, telemetry: Telemetry) -> TritonEngine:
+    options = TritonOptions(
+        tls=settings.triton_tls,
+        tls_ca=settings.triton_tls_ca,
+        tls_certificate=settings.triton_tls_certificate,
+        tls_key=settings.triton_tls_key,
+        model_control=settings.triton_model_control,
+        shared_memory=settings.triton_shared_memory,
+        run_seconds=settings.triton_run_seconds,
+        load_seconds=settings.triton_load_seconds,
+    )
+    try:
+        return TritonEngine(settings.triton_address, telemetry=telemetry, options=options)
+    except ValueError as error:
+        raise SetupError(f"triton_address: {error}") from error
+    except OSError as error:
+        raise SetupError(f"triton_tls: {error.filename}: {error.strerror}") from error
 
 
 def _store(settings: Settings) -> Store:

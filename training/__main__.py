@@ -38,12 +38,12 @@ def _parser() -> argparse.ArgumentParser:
         "--pool", type=Path, required=True, help="folder with photos/ and saliency/"
     )
     packing.add_argument("--pack", type=Path, required=True, help="folder to write")
-    first = _stage(commands, "distill", "first stage: imitate the teacher", 4600)
+    first = _stage(commands, "distill", "first stage: imitate the teacher", 3900)
     first.add_argument(
         "--teacher", type=Path, required=True, help="archive of the teacher's weights"
     )
     first.add_argument("--batch", type=int, default=32)
-    second = _stage(commands, "episodes", "second stage: learn to segment", 2000)
+    second = _stage(commands, "episodes", "second stage: learn to segment", 1600)
     second.add_argument("--start", type=Path, required=True, help="weights of the first stage")
     second.add_argument(
         "--left-out", nargs="*", default=[], help="classes never drawn, for a held-out check"

@@ -47,7 +47,7 @@ class DistillSettings:
     teacher: Path
     run: Path
     weights: Path
-    steps: int = 4600
+    steps: int = 3900
     batch: int = 32
     sizes: tuple[int, ...] = (128, 128, 160, 160)
     rate: float = 2e-3

@@ -65,10 +65,10 @@ class EpisodeSettings:
     start: Path
     run: Path
     weights: Path
-    steps: int = 2000
+    steps: int = 1600
     tasks: int = 4
     pictures: int = 4
-    sizes: tuple[int, ...] = (192, 192, 224)
+    sizes: tuple[int, ...] = (192, 192, 192, 224)
     rate: float = 6e-4
     seed: int = 1
     left_out: frozenset[str] = frozenset()

@@ -25,11 +25,12 @@ _BACKEND_MODEL: Final = Path(__file__).parent / "backend" / "model.py"
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _POLL_SECONDS: Final = 0.05
 _STOP_SECONDS: Final = 20.0
-_LOG_LINES: Final = 15
+_FIRST_LINES: Final = 3
+_LAST_LINES: Final = 12
 
 
 class TritonProblem(Exception):  # noqa: N818
-    """The server does not start; the message ends with the last lines of its log."""
+    """The server does not start; the message ends with lines of its log."""
 
 
 class LocalTriton:
@@ -70,6 +71,7 @@ class LocalTriton:
         self._metrics_port = metrics_port or free[2]
         self._folder = tempfile.TemporaryDirectory(prefix="fewseg-triton-")
         self._log = log or Path(self._folder.name) / "triton.log"
+        self._log_start = 0
         # Names the server's shared memory, so that what a killed server leaves can be told apart.
         self._region = f"fewseg-triton-{uuid.uuid4().hex[:12]}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -125,6 +127,7 @@ class LocalTriton:
         if self.pid is not None:
             return
         with self._log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command(),
                 env=self._variables(),
@@ -224,15 +227,19 @@ class LocalTriton:
         url = f"http://{self.http_address}/v2/health/ready"
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
-                raise TritonProblem(f"tritonserver ended.\n{self._last_lines()}")
+                raise TritonProblem(f"tritonserver ended.\n{self._log_extract()}")
             with suppress(OSError), urllib.request.urlopen(url, timeout=1.0) as answer:
                 if answer.status == 200:
                     return
             time.sleep(_POLL_SECONDS)
-        raise TritonProblem(f"tritonserver is not ready in time.\n{self._last_lines()}")
+        raise TritonProblem(f"tritonserver is not ready in time.\n{self._log_extract()}")
 
-    def _last_lines(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+    def _log_extract(self) -> str:
+        """How the log of this start begins and ends."""
+        lines = self._log.read_bytes()[self._log_start :].decode(errors="replace").splitlines()
+        if len(lines) > _FIRST_LINES + _LAST_LINES:
+            lines = [*lines[:_FIRST_LINES], "...", *lines[-_LAST_LINES:]]
+        return "\n".join(lines)
 
 
 def _copy_backends(environment: Environment, folder: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from export.methods.blocks import convolution_stage
+
 FEATURE_CHANNELS = 512
 """Channels of the map that the trunk returns."""
 
@@ -20,16 +22,6 @@ _STAGES = ((3, 64, 2), (64, 128, 2), (128, 256, 3), (256, 512, 3), (512, 512, 3)
 """Input channels, output channels and number of convolutions of each stage."""
 
 
-def _stage(inputs: int, outputs: int, convolutions: int, dilation: int) -> nn.Sequential:
-    """Convolutions at even and ReLUs at odd indices, as the checkpoint's keys count them."""
-    layers: list[nn.Module] = []
-    for number in range(convolutions):
-        channels = inputs if number == 0 else outputs
-        layers.append(nn.Conv2d(channels, outputs, 3, padding=dilation, dilation=dilation))
-        layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
-
-
 class _Encoder(nn.Module):
     """Holds the name `features` between `backbone` and the blocks."""
 
@@ -38,13 +30,13 @@ class _Encoder(nn.Module):
         blocks: list[nn.Module] = []
         for number, (inputs, outputs, convolutions) in enumerate(_STAGES):
             last = number == len(_STAGES) - 1
-            blocks.append(_stage(inputs, outputs, convolutions, dilation=2 if last else 1))
+            layers = convolution_stage(inputs, outputs, convolutions, dilation=2 if last else 1)
+            # The last ReLU is left out: features may be negative.
+            blocks.append(nn.Sequential(*(layers[:-1] if last else layers)))
             if not last:
                 # The fourth pool keeps the grid; the last stage is dilated instead.
                 stride = 1 if number == len(_STAGES) - 2 else 2
                 blocks.append(nn.MaxPool2d(3, stride, padding=1))
-        # The last ReLU is left out: features may be negative.
-        blocks[-1] = blocks[-1][:-1]  # type: ignore[index]
         self.features = nn.Sequential(*blocks)
 
 

@@ -10,11 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-"""Mean of RGB values in [0, 1] that trunks of ImageNet are fed with."""
-
-IMAGE_STD = (0.229, 0.224, 0.225)
-"""Standard deviation of RGB values in [0, 1] that trunks of ImageNet are fed with."""
+from export.methods.blocks import IMAGE_MEAN, IMAGE_STD
 
 COSINE_SCALE = 20.0
 """Factor from cosine to logit (alpha in equation 3 of the paper)."""

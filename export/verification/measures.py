@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.goldens import Case
+from export.verification.comparing import crop, map_error, relative, softmax, stored_map, worst
 from export.verification.episode import Outcome, annotation_planes
 
 Array = NDArray[Any]
@@ -75,11 +76,7 @@ def measure_planes(case: Case) -> Measure:
 
 def measure_input(case: Case, normalised: Array) -> Measure:
     """Compares the normalised query [3, H, W] with what was fed to the official network."""
-    if "query_tensor" in case.arrays:
-        error = _worst(normalised, case.arrays["query_tensor"][0])
-    else:
-        window = _window(normalised, case.arrays["query_tensor_crop_yx"])
-        error = _worst(window, case.arrays["query_tensor_crop"][0])
+    error = map_error(normalised, case.arrays, "query_tensor")
     return Measure(case.name, "input", "query tensor", error, INPUT_TOLERANCE)
 
 
@@ -92,20 +89,20 @@ def measure_outcome(case: Case, stage: str, outcome: Outcome) -> list[Measure]:
     golden = arrays["query_features_ch0_8"][0]
     decided = decided_pixels(case)
     rows: list[tuple[str, float, float]] = [
-        ("query features", _relative(outcome.features[:8], golden), FEATURE_TOLERANCE),
+        ("query features", relative(outcome.features[:8], golden), FEATURE_TOLERANCE),
         (
             "shots, foreground",
-            _relative(foreground, arrays["fg_shot_prototypes"]),
+            relative(foreground, arrays["fg_shot_prototypes"]),
             PROTOTYPE_TOLERANCE,
         ),
         (
             "shots, background",
-            _relative(outcome.shots[:, :, 0], arrays["bg_shot_prototypes"]),
+            relative(outcome.shots[:, :, 0], arrays["bg_shot_prototypes"]),
             PROTOTYPE_TOLERANCE,
         ),
-        ("prototypes", _relative(outcome.prototypes, prototypes), PROTOTYPE_TOLERANCE),
-        ("scores", _worst(outcome.scores, arrays["lowres_scores"][0]), SCORE_TOLERANCE),
-        ("logits", _logit_error(case, outcome.logits), SCORE_TOLERANCE),
+        ("prototypes", relative(outcome.prototypes, prototypes), PROTOTYPE_TOLERANCE),
+        ("scores", worst(outcome.scores, arrays["lowres_scores"][0]), SCORE_TOLERANCE),
+        ("logits", map_error(outcome.logits, arrays, "logits"), SCORE_TOLERANCE),
         ("mask, pixels", _mask_error(case, outcome.logits.argmax(axis=0), decided), 0.0),
     ]
     return [Measure(case.name, stage, *row) for row in rows]
@@ -113,11 +110,11 @@ def measure_outcome(case: Case, stage: str, outcome: Outcome) -> list[Measure]:
 
 def measure_served(case: Case, stage: str, mask: Array, probabilities: Array) -> list[Measure]:
     """Compares a mask [H, W] and probabilities [1 + ways, H, W] at the network's size."""
-    golden, window = _golden_logits(case)
+    golden, window = stored_map(case.arrays, "logits")
     if window is not None:
-        probabilities = _window(probabilities, window)
-    exact = _softmax(golden.astype(np.float64))
-    error = _worst(probabilities.astype(np.float64), exact)
+        probabilities = crop(probabilities, window)
+    exact = softmax(golden[0].astype(np.float64))
+    error = worst(probabilities.astype(np.float64), exact)
     differing = _mask_error(case, mask, decided_pixels(case))
     return [
         Measure(case.name, stage, "mask, pixels", differing, 0),
@@ -129,7 +126,7 @@ def measure_difference(
     case: Case, stage: str, quantity: str, first: Array, second: Array
 ) -> Measure:
     """Compares two computations that must agree to the last bit."""
-    return Measure(case.name, stage, quantity, _worst(first, second), 0.0)
+    return Measure(case.name, stage, quantity, worst(first, second), 0.0)
 
 
 def decided_pixels(case: Case) -> Array:
@@ -143,39 +140,5 @@ def decided_pixels(case: Case) -> Array:
     return np.asarray(best[-1] - best[-2] > margin)
 
 
-def _golden_logits(case: Case) -> tuple[Array, Array | None]:
-    """Returns the float32 logits, and their window if they are one of a larger map."""
-    if "logits" in case.arrays:
-        return case.arrays["logits"][0], None
-    return case.arrays["logits_crop"][0], case.arrays["logits_crop_yx"]
-
-
-def _logit_error(case: Case, logits: Array) -> float:
-    golden, window = _golden_logits(case)
-    return _worst(logits if window is None else _window(logits, window), golden)
-
-
 def _mask_error(case: Case, mask: Array, decided: Array) -> float:
     return float(((mask != case.arrays["pred"]) & decided).sum())
-
-
-def _window(planes: Array, window: Array) -> Array:
-    top, left, height, width = (int(value) for value in window)
-    return planes[:, top : top + height, left : left + width]
-
-
-def _worst(values: Array, golden: Array) -> float:
-    """Largest absolute difference; NaN counts as infinitely wrong."""
-    if values.shape != golden.shape:
-        return float("inf")
-    error = float(np.abs(values.astype(np.float64) - golden.astype(np.float64)).max(initial=0.0))
-    return error if error == error else float("inf")
-
-
-def _relative(values: Array, golden: Array) -> float:
-    return _worst(values, golden) / max(float(np.abs(golden).max()), 1e-12)
-
-
-def _softmax(logits: Array) -> Array:
-    powers = np.exp(logits - logits.max(axis=0, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=0, keepdims=True))

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from export.goldens import Case
+from export.verification.driver import UNKNOWN, Application
 from fewseg import Annotation, Client, IndexMask, Support
-
-VOID_VALUE = 255
-"""Label of void pixels in the goldens' maps."""
 
 
 def segment_served(case: Case, repository: Path, model: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -30,11 +29,27 @@ def segment_served(case: Case, repository: Path, model: str) -> tuple[NDArray[An
         fewseg.FewSegError: The service does not start or refuses a call.
     """
     names = {value: f"way{way}" for way, value in enumerate(case.class_ids)}
+    supports = list(_supports(case, names))
+    return _segment(repository, model, list(names.values()), supports, case.arrays["query_image"])
+
+
+def segment_application(
+    application: Application, repository: Path, model: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Registers an episode of one way as a task and segments its query; see `segment_served`."""
+    supports = [
+        Support(image, IndexMask(labels, {1: "object"}, void=[UNKNOWN]))
+        for image, labels in zip(application.images, application.labels, strict=True)
+    ]
+    return _segment(repository, model, ["object"], supports, application.query)
+
+
+def _segment(
+    repository: Path, model: str, classes: Sequence[str], supports: list[Support], query: Any
+) -> tuple[NDArray[Any], NDArray[Any]]:
     with Client(":embedded:", repository=str(repository), store="memory") as client:
-        task = client.register(list(names.values()), list(_supports(case, names)), model=model)
-        result = client.segment(
-            task, case.arrays["query_image"], size="network", probabilities=True
-        )
+        task = client.register(list(classes), supports, model=model)
+        result = client.segment(task, query, size="network", probabilities=True)
     if result.probabilities is None:
         raise ValueError("The service returned no probabilities.")
     return result.mask, result.probabilities
@@ -46,7 +61,7 @@ def _supports(case: Case, names: dict[int, str]) -> list[Support]:
         Support(
             case.arrays["support_images"][way, shot],
             Annotation(
-                [IndexMask(case.arrays["support_labels"][way, shot], names, void=[VOID_VALUE])],
+                [IndexMask(case.arrays["support_labels"][way, shot], names, void=[UNKNOWN])],
                 shot_classes=[f"way{way}"],
             ),
             id=f"way{way}-shot{shot}",

@@ -198,6 +198,8 @@ class ModelFamily:
         way_buckets, shot_buckets: Padded lengths of inner axes, ascending.
         feature_reuse: Policy.
         provenance: For people.
+        min_side: Fewest rows and columns of an image that goes in at its own size.
+        max_pixels: Most pixels of such an image; None for as many as the server takes.
     """
 
     name: str
@@ -222,6 +224,8 @@ class ModelFamily:
     shot_buckets: tuple[int, ...]
     feature_reuse: FeatureReuse = FeatureReuse.ALWAYS
     provenance: Mapping[str, str] = field(default_factory=dict)
+    min_side: int = 1
+    max_pixels: int | None = None
 
     @property
     def background_planes(self) -> int:

@@ -14,7 +14,7 @@ from service.core.calls import Call
 from service.core.family import GraphRole, ModelFamily
 from service.core.images import decode
 from service.core.ports import Engine
-from service.core.resize import to_network
+from service.core.resize import check_size, to_network
 from service.core.timing import Stage
 from service.core.types import SourceImage
 from service.core.workers import CodecWorkers
@@ -103,8 +103,10 @@ class ImageFeatures:
         """The image tensor [1, H, W, 3] of an image, by the family's own resize rule.
 
         Raises:
-            InvalidArgumentError: The pixels cannot be decoded.
+            InvalidArgumentError: The pixels cannot be decoded, or are too few or too many for a
+                network that takes images as they are.
         """
+        check_size(image.size, family)
         pixels, decoded, resized = await self._workers.run(_prepare, image, family)
         call.clock.add(Stage.IMAGE_DECODE, decoded)
         call.clock.add(Stage.RESIZE, resized)

@@ -8,8 +8,32 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.core.errors import InvalidArgumentError, OutOfLimitsError
 from service.core.family import ImageResize, InputDtype, ModelFamily
 from service.core.types import Size
+
+
+def check_size(image: Size, family: ModelFamily) -> None:
+    """Refuses an image whose own size the network cannot work at.
+
+    Raises:
+        InvalidArgumentError: It is too small (IMAGE_TOO_SMALL_FOR_MODEL).
+        OutOfLimitsError: It is too large (IMAGE_TOO_LARGE_FOR_MODEL).
+    """
+    if family.input_size is not None:
+        return
+    if min(image.height, image.width) < family.min_side:
+        raise InvalidArgumentError(
+            "IMAGE_TOO_SMALL_FOR_MODEL",
+            f"This model takes images as they are, with at least {family.min_side} pixels a side; "
+            f"this one has {image.height} x {image.width} (rows x columns). Enlarge it first.",
+        )
+    if family.max_pixels is not None and image.pixels > family.max_pixels:
+        raise OutOfLimitsError(
+            "IMAGE_TOO_LARGE_FOR_MODEL",
+            f"This model takes images as they are, with at most {family.max_pixels} pixels; this "
+            f"one has {image.height} x {image.width} (rows x columns). Shrink it first.",
+        )
 
 
 def to_network(pixels: NDArray[np.uint8], family: ModelFamily) -> NDArray[Any]:

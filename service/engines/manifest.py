@@ -238,6 +238,8 @@ def _parse_family(read: Parameters) -> ModelFamily:
         shot_buckets=read.ascending("shot_buckets"),
         feature_reuse=read.choice("feature_reuse", FeatureReuse),
         provenance=read.strings("provenance"),
+        min_side=read.positive("min_side") or 1,
+        max_pixels=read.positive("max_pixels"),
     )
     _check_coherence(read, family)
     return family
@@ -250,6 +252,9 @@ def _check_coherence(read: Parameters, family: ModelFamily) -> None:
         read.fail("image_resize", "must be none for a native input size, and only for it")
     if native != (family.mask_resize is MaskResize.NONE):
         read.fail("mask_resize", "must be none for a native input size, and only for it")
+    for key in ("min_side", "max_pixels"):
+        if read.positive(key) is not None and not native:
+            read.fail(key, "belongs to a native input size, and only to it")
     multiway = family.class_handling is ClassHandling.MULTIWAY
     if multiway != (family.decision is Decision.ARGMAX):
         read.fail("decision", "must be argmax for multiway classes, and only for them")

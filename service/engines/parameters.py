@@ -52,6 +52,7 @@ _EnumT = TypeVar("_EnumT", bound=Enum)
 _ItemT = TypeVar("_ItemT")
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _DECIMAL: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?")
+_POSITIVE: Final = re.compile(r"[1-9][0-9]{0,11}")
 _DATE_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|\+00:00)")
 
 
@@ -145,6 +146,12 @@ class Parameters:
         if len(numbers) != len(parts) or numbers[0] < 1 or list(numbers) != sorted(set(numbers)):
             self.fail(key, "must be ascending positive integers, comma-separated")
         return numbers
+
+    def positive(self, key: str) -> int | None:
+        """A positive integer, or None where the key may be left out and is."""
+        if PREFIX + key not in self._values:
+            return None
+        return int(self.matching(key, _POSITIVE, "a positive integer"))
 
     def entries(self, key: str, read: Callable[[Entry], _ItemT]) -> tuple[_ItemT, ...]:
         """A JSON list of objects, one or more, each read by ``read``."""

@@ -7,10 +7,10 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
+from numpy.typing import NDArray
 from tritonclient.grpc import InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
@@ -20,11 +20,6 @@ from service.engines.config_files import ModelConfig
 from service.engines.triton_errors import TritonError, Trouble, read_error
 from service.engines.triton_options import TritonOptions
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from numpy.typing import NDArray
-
 _ResultT = TypeVar("_ResultT")
 
 #: What Triton calls a model that answers.
@@ -32,7 +27,8 @@ READY: Final = "READY"
 
 _UNBOUNDED: Final = 2**31 - 1
 _MICROSECONDS: Final = 1_000_000
-_RECONNECT_MS: Final = (200, 2_000)
+_FIRST_RECONNECT_MS: Final = 200
+_LAST_RECONNECT_MS: Final = 2_000
 
 
 class Endpoint:
@@ -58,8 +54,8 @@ class Endpoint:
         self._failures = 0
         self._left_out_until = 0.0
         self._closed = False
-        # Pings would end a call that is long and silent by nature, such as loading a model: servers
-        # take them for abuse. So inference has a connection of its own, and only there they are sent.
+        # Servers take pings during a call that is long and silent by nature, such as loading a
+        # model, for abuse. So they are sent on a connection for inference alone.
         self._inference = _client(address, options, keepalive=True)
         self._control = _client(address, options, keepalive=False)
 
@@ -131,9 +127,7 @@ class Endpoint:
 
     async def load(self, model: str) -> None:
         """Loads a model, and returns when it is ready; one that is loaded stays as it is."""
-        await self._ask(
-            self._control.load_model(model, client_timeout=self._options.load_seconds)
-        )
+        await self._ask(self._control.load_model(model, client_timeout=self._options.load_seconds))
 
     async def unload(self, model: str) -> None:
         """Begins to unload a model; what runs in it ends first."""
@@ -163,20 +157,23 @@ class Endpoint:
             )
         )
 
+    async def registered(self) -> list[str]:
+        """Names of all regions that it maps, whoever registered them."""
+        answer = await self._ask(
+            self._control.get_system_shared_memory_status(
+                client_timeout=self._options.control_seconds
+            )
+        )
+        return list(answer.regions)
+
     async def close(self) -> None:
         """Ends both connections, and the calls on them."""
         self._closed = True
         await asyncio.gather(self._inference.close(), self._control.close())
 
     async def _ask(self, call: Awaitable[_ResultT]) -> _ResultT:
-        async with self._failures_read():
-            return await call
-        raise AssertionError  # the context manager lets no error fade
-
-    @asynccontextmanager
-    async def _failures_read(self) -> AsyncIterator[None]:
         try:
-            yield
+            return await call
         except InferenceServerException as error:
             raise read_error(error) from error
         except grpc.aio.UsageError as error:
@@ -209,9 +206,10 @@ def _client(address: str, options: TritonOptions, *, keepalive: bool) -> Any:
     settings: dict[str, int] = {
         "grpc.max_send_message_length": _UNBOUNDED,
         "grpc.max_receive_message_length": _UNBOUNDED,
-        "grpc.initial_reconnect_backoff_ms": _RECONNECT_MS[0],
-        "grpc.min_reconnect_backoff_ms": _RECONNECT_MS[0],
-        "grpc.max_reconnect_backoff_ms": _RECONNECT_MS[1],
+        "grpc.initial_reconnect_backoff_ms": _FIRST_RECONNECT_MS,
+        "grpc.max_reconnect_backoff_ms": _LAST_RECONNECT_MS,
+        # This one bounds an attempt.
+        "grpc.min_reconnect_backoff_ms": _LAST_RECONNECT_MS,
         # Else channels of equal arguments share a connection, and one engine's end is another's.
         "grpc.use_local_subchannel_pool": 1,
     }
@@ -219,6 +217,8 @@ def _client(address: str, options: TritonOptions, *, keepalive: bool) -> Any:
         settings |= {
             "grpc.keepalive_time_ms": int(options.keepalive_seconds * 1_000),
             "grpc.keepalive_timeout_ms": int(options.keepalive_timeout_seconds * 1_000),
+            # Later versions of gRPC wait a minute for the answer to any ping, unless told.
+            "grpc.http2.ping_timeout_ms": int(options.keepalive_timeout_seconds * 1_000),
         }
     return InferenceServerClient(
         address, creds=_credentials(options), channel_args=list(settings.items())

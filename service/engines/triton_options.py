@@ -47,4 +47,4 @@ class TritonOptions:
     max_backoff_seconds: float = 10.0
     reload_seconds: float = 30.0
     keepalive_seconds: float = 5.0
-    keepalive_timeout_seconds: float = 3.0
+    keepalive_timeout_seconds: float = 5.0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from export.errors import GraphError
-from export.family import PLANES, Graph, TensorSpec
+from export.family import PLANES, Free, Graph, TensorSpec
 from export.graphs import OnnxGraph, example_tensors, export_graph
 
 VECTOR = TensorSpec("x", (3,))
@@ -74,7 +74,7 @@ def test_the_same_graph_gives_the_same_bytes(family, models, repository):
 @pytest.mark.parametrize("planes", [2, 5])
 def test_batch_and_ways_are_free(family, models, batch, planes):
     for graph in family.graphs:
-        inputs = example_tensors(graph.inputs, batch=batch, planes=planes)
+        inputs = example_tensors(graph.inputs, batch=batch, lengths={Free.PLANES: planes})
         feeds = {spec.name: x.numpy() for spec, x in zip(graph.inputs, inputs, strict=True)}
         answers = OnnxGraph(models[graph.role].SerializeToString())(feeds)
         with torch.no_grad():
@@ -86,7 +86,7 @@ def test_batch_and_ways_are_free(family, models, batch, planes):
 
 def test_queries_of_one_batch_do_not_touch_each_other(family, models):
     decode = next(graph for graph in family.graphs if graph.role == "decode")
-    inputs = example_tensors(decode.inputs, batch=3, planes=4)
+    inputs = example_tensors(decode.inputs, batch=3, lengths={Free.PLANES: 4})
     feeds = {spec.name: x.numpy() for spec, x in zip(decode.inputs, inputs, strict=True)}
     run = OnnxGraph(models["decode"].SerializeToString())
     together = run(feeds)["logits"]
@@ -97,7 +97,7 @@ def test_queries_of_one_batch_do_not_touch_each_other(family, models):
 
 def test_an_empty_annotation_gives_zeros_in_the_exported_guide(family, models):
     guide = next(graph for graph in family.graphs if graph.role == "guide")
-    inputs = example_tensors(guide.inputs, batch=1, planes=3)
+    inputs = example_tensors(guide.inputs, batch=1, lengths={Free.PLANES: 3})
     feeds = {"features": inputs[0].numpy(), "planes": np.zeros_like(inputs[1].numpy())}
     answers = OnnxGraph(models["guide"].SerializeToString())(feeds)
     assert not answers["prototypes"].any()
@@ -124,8 +124,8 @@ def test_bytes_that_are_no_graph_are_refused():
 
 def test_example_tensors_are_the_same_every_time_and_fill_the_range_of_bytes():
     specs = [TensorSpec("image", (20, 20, 3), "uint8"), dataclasses.replace(VECTOR, dims=(PLANES,))]
-    image, vector = example_tensors(specs, batch=2, planes=5)
+    image, vector = example_tensors(specs, batch=2, lengths={Free.PLANES: 5})
     assert image.dtype == torch.uint8
     assert image.max() > 250
     assert vector.shape == (2, 5)
-    assert image.equal(example_tensors(specs, batch=2, planes=5)[0])
+    assert image.equal(example_tensors(specs, batch=2, lengths={Free.PLANES: 5})[0])

@@ -19,7 +19,7 @@ from service.core.family import GraphRole
 from service.core.gateway import Gateway
 from service.core.images import inspect
 from service.core.limits import Limits
-from service.core.ports import SilentTelemetry, Store
+from service.core.ports import Engine, SilentTelemetry, Store
 from service.core.settings import CoreSettings
 from service.core.types import (
     BACKGROUND,
@@ -177,16 +177,17 @@ def negative(x: float, y: float) -> AnnotationInput:
 async def running_gateway(
     repository: Path,
     *,
+    engine: Engine | None = None,
     store: Store | None = None,
     telemetry: CountingTelemetry | None = None,
     limits: Limits | None = None,
     now: Callable[[], datetime] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
-    """A started core; it is stopped at the end."""
+    """A started core, on the embedded engine if ``engine`` is None; it is stopped at the end."""
     ears = telemetry or CountingTelemetry()
     gateway = Gateway(
-        engine=EmbeddedEngine(repository, threads=1, workers=2, telemetry=ears),
+        engine=engine or EmbeddedEngine(repository, threads=1, workers=2, telemetry=ears),
         store=store or MemoryStore(),
         limits=limits or Limits(),
         telemetry=ears,

@@ -16,7 +16,7 @@ from PIL import Image
 from service.core.errors import InvalidArgumentError, OutOfLimitsError
 from service.core.family import ImageResize, InputDtype
 from service.core.images import decode, inspect, raw_image
-from service.core.resize import to_network
+from service.core.resize import check_size, to_network
 from service.core.types import Size
 
 # Pillow warns of metadata that it skips.
@@ -332,6 +332,21 @@ def test_photographs_are_resized_exactly_as_pillow_does(shape: tuple[int, int]) 
 def test_a_family_of_native_size_takes_photographs_as_they_are() -> None:
     family = multiway(input_size=None, image_resize=ImageResize.NONE)
     np.testing.assert_array_equal(to_network(picture(), family), picture())
+
+
+def test_a_family_of_native_size_refuses_what_its_network_cannot_take() -> None:
+    native = multiway(
+        input_size=None, image_resize=ImageResize.NONE, min_side=33, max_pixels=100 * 100
+    )
+    check_size(Size(33, 300), native)
+    check_size(Size(100, 100), native)
+    with pytest.raises(InvalidArgumentError, match="at least 33 pixels a side") as small:
+        check_size(Size(300, 32), native)
+    assert small.value.reason == "IMAGE_TOO_SMALL_FOR_MODEL"
+    with pytest.raises(OutOfLimitsError, match="at most 10000 pixels") as large:
+        check_size(Size(101, 100), native)
+    assert large.value.reason == "IMAGE_TOO_LARGE_FOR_MODEL"
+    check_size(Size(2, 9000), multiway(input_size=Size(33, 48)))
 
 
 def test_fixed_point_inputs_hold_values_times_256() -> None:

@@ -109,6 +109,20 @@ def test_a_native_family_with_a_deconvolution_is_read(tmp_path):
     )
 
 
+def test_a_native_family_may_bound_its_images(tmp_path):
+    name = write_tiny_repository(tmp_path)
+    configs = {folder.name: read_config(folder) for folder in tmp_path.iterdir()}
+    set_everywhere(configs, "min_side", "33")
+    set_everywhere(configs, "max_pixels", "1048576")
+    assert "fewseg.min_side belongs to a native input size" in only_problem(configs)
+    for key, value in (("input_size", "native"), ("image_resize", "none"), ("mask_resize", "none")):
+        set_everywhere(configs, key, value)
+    family = read_catalog(configs).families[name].family
+    assert (family.min_side, family.max_pixels) == (33, 1048576)
+    set_everywhere(configs, "max_pixels", "many")
+    assert "fewseg.max_pixels must be a positive integer, not 'many'" in only_problem(configs)
+
+
 RESIZE_TO_OUTPUT = {"op": "resize", "mode": "half_pixel", "target": "output"}
 PROTOTYPES = {"name": "prototypes", "ways": "ways", "merge": "mean"}
 

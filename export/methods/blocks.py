@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts that several published networks share, under the layer numbers of their checkpoints."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+"""Mean of RGB values in [0, 1] that trunks of ImageNet are fed with."""
+
+IMAGE_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of RGB values in [0, 1] that trunks of ImageNet are fed with."""
+
+AREA_FLOOR = 1e-12
+"""Lower bound of an area that is divided by, far below that of one pixel."""
+
+
+def convolution_stage(
+    inputs: int, outputs: int, convolutions: int, dilation: int = 1
+) -> list[nn.Module]:
+    """Makes a stage of VGG: 3x3 convolutions at even positions, ReLUs at odd ones.
+
+    Args:
+        inputs: Channels that go in.
+        outputs: Channels that every convolution makes.
+        convolutions: How many.
+        dilation: Of every convolution; its padding keeps the grid.
+
+    Returns:
+        The layers in order.
+    """
+    layers: list[nn.Module] = []
+    for number in range(convolutions):
+        channels = inputs if number == 0 else outputs
+        layers.append(nn.Conv2d(channels, outputs, 3, padding=dilation, dilation=dilation))
+        layers.append(nn.ReLU(inplace=True))
+    return layers
+
+
+def planar(image: Tensor) -> Tensor:
+    """Turns an image tensor [batch, H, W, 3] into float32 [batch, 3, H, W]."""
+    return image.permute(0, 3, 1, 2).float()
+
+
+class ImagenetInput(nn.Module):
+    """From an image tensor to what trunks of ImageNet take.
+
+    Attributes:
+        bgr: Whether the trunk sees blue first. Mean and deviation stay where they are, as in code
+            that reads images with OpenCV and normalises them with torchvision's numbers.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, bgr: bool = False) -> None:
+        super().__init__()
+        self.bgr = bgr
+        self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGE_STD).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Turns RGB uint8 [batch, H, W, 3] into float32 [batch, 3, H, W]."""
+        return (planar(image.flip(-1) if self.bgr else image) / 255.0 - self.mean) / self.std
+
+
+def pooled_under(features: Tensor, planes: Tensor) -> Tensor:
+    """Sums features that were resized to the planes, half-pixel, under each plane.
+
+    Resizing U is linear, so sum(U(F) * m) = sum(F * U'(m)): the transposed resize is applied to the
+    planes, as one small matrix per axis, and no map of C x H x W is ever made.
+
+    Args:
+        features: float32 [batch, C, h, w].
+        planes: float32 [batch, K, H, W].
+
+    Returns:
+        float32 [batch, K, C].
+    """
+    rows = half_pixel_matrix(features.shape[2], planes.shape[2])
+    columns = half_pixel_matrix(features.shape[3], planes.shape[3])
+    cells = rows.T @ (planes @ columns)
+    return cells.flatten(2) @ features.flatten(2).transpose(1, 2)
+
+
+def triangle(positions: Tensor, stride: int) -> Tensor:
+    """The bilinear kernel of FCN along one axis: 2 * stride taps, the middle ones the highest.
+
+    Args:
+        positions: Where to read it; outside of [0, 2 * stride) it is zero.
+        stride: Of the resampling that it belongs to.
+
+    Returns:
+        Values in [0, 1); over whole positions they add up to ``stride``.
+    """
+    return (1.0 - (positions - (stride - 0.5)).abs() / stride).clamp(min=0.0)
+
+
+def half_pixel_matrix(source: int, target: int) -> Tensor:
+    """Writes torch's half-pixel bilinear resize of one axis as a matrix, inside a graph.
+
+    Unlike `interpolation_matrix` of `export.methods.prototypes` it is computed from the lengths,
+    which may be free.
+
+    Args:
+        source: Samples before.
+        target: Samples after.
+
+    Returns:
+        float32 [target, source]; every row adds up to one.
+    """
+    ratio = source / target
+    centres = ((torch.arange(target) + 0.5) * ratio - 0.5).clamp(min=0.0)
+    # Beyond the last sample it is repeated.
+    centres = torch.minimum(centres, torch.full_like(centres, source - 1))
+    return (1.0 - (centres[:, None] - torch.arange(source)[None]).abs()).clamp(min=0.0)

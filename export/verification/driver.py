@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The course of a verification: export once per checkpoint, then compare every stage."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from export.family import Family
+from export.goldens import Golden, read_goldens
+from export.repository import write_family
+from export.verification.measures import Measure
+from export.verification.stored import StoredFamily, TorchFamily
+from export.verification.task import Episode, Outcome, compare_ensembles, run_episode
+
+Array = NDArray[Any]
+
+INPUT, TORCH, ONNX, ENSEMBLES = "input", "torch", "onnxruntime", "ensembles as graphs"
+SERVED = "gateway, embedded"
+"""Stages of a verification."""
+
+UNKNOWN = 255
+"""Label of pixels that nothing is known about, void ones included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """The same episode as an application states it.
+
+    Attributes:
+        images: RGB uint8 [H, W, 3], one per shot.
+        labels: uint8 [H, W]: 0 background, 1 the object, `UNKNOWN` elsewhere.
+        query: RGB uint8 [H, W, 3].
+    """
+
+    images: Sequence[Array]
+    labels: Sequence[Array]
+    query: Array
+
+
+class Method(Protocol):
+    """What verification must know of a method."""
+
+    def export_key(self, golden: Golden) -> Hashable:
+        """What the export of a case depends on: cases of equal keys share one."""
+
+    def export(self, golden: Golden, goldens: Path, folder: Path) -> Family:
+        """Makes the family of a case, by way of a checkpoint saved as official training does."""
+
+    def episode(self, golden: Golden) -> Episode:
+        """Returns what the graphs take."""
+
+    def application(self, golden: Golden) -> Application:
+        """Returns what an application has in hand."""
+
+    def compare_input(self, golden: Golden, family: Family) -> Iterator[Measure]:
+        """Compares what the official network was fed with."""
+
+    def compare(
+        self, golden: Golden, family: Family, outcome: Outcome, stage: str
+    ) -> Iterator[Measure]:
+        """Compares everything that an episode came to."""
+
+    def compare_served(
+        self, golden: Golden, mask: Array, probabilities: Array
+    ) -> Iterator[Measure]:
+        """Compares a mask [H, W] and probabilities [P, H, W] at the network's size."""
+
+
+def verify(
+    method: Method, goldens: Path, *, names: Sequence[str] = (), served: bool = True
+) -> Iterator[Measure]:
+    """Compares torch, the exported graphs and the gateway with golden cases.
+
+    Args:
+        method: Whose cases they are.
+        goldens: Folder of its golden vectors.
+        names: Which cases; none means all.
+        served: Whether to go through the gateway, too.
+
+    Yields:
+        A measure for each quantity of each stage.
+
+    Raises:
+        GoldenError: The folder is not usable.
+        ExportError: The export itself fails.
+    """
+    groups: dict[Hashable, list[Golden]] = {}
+    for golden in read_goldens(goldens, names):
+        groups.setdefault(method.export_key(golden), []).append(golden)
+    for group in groups.values():
+        # One family at a time, in a folder of its own: some hold hundreds of megabytes.
+        with tempfile.TemporaryDirectory(prefix="fewseg-verify-") as folder:
+            repository = Path(folder, "repository")
+            family = method.export(group[0], goldens, Path(folder))
+            write_family(family, repository)
+            for golden in group:
+                yield from _verify_graphs(method, golden, family, repository)
+                if served:
+                    yield from _verify_served(method, golden, repository, family.alias)
+
+
+def _verify_graphs(
+    method: Method, golden: Golden, family: Family, repository: Path
+) -> Iterator[Measure]:
+    episode = method.episode(golden)
+    yield from method.compare_input(golden, family)
+    outcome = run_episode(episode, family, TorchFamily(family).run)
+    yield from method.compare(golden, family, outcome, TORCH)
+    stored = StoredFamily(repository, family.name).run
+    outcome = run_episode(episode, family, stored)
+    yield from method.compare(golden, family, outcome, ONNX)
+    for quantity, error in compare_ensembles(episode, family, stored, outcome):
+        yield Measure(golden.name, ENSEMBLES, quantity, error, 0.0)
+
+
+def _verify_served(
+    method: Method, golden: Golden, repository: Path, alias: str
+) -> Iterator[Measure]:
+    # Imported here: the SDK is wanted by this stage only.
+    from export.verification.served import segment_application
+    from fewseg import FewSegError
+
+    try:
+        mask, probabilities = segment_application(method.application(golden), repository, alias)
+    except (FewSegError, ImportError) as error:
+        yield Measure(golden.name, SERVED, "mask", None, 0, reason=str(error))
+        return
+    yield from method.compare_served(golden, mask, probabilities)

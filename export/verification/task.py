@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One episode of any method, graph by graph: shots, their merged guidance, logits of the query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.family import Family
+from export.verification.comparing import worst
+from export.verification.stored import Arrays
+
+Array = NDArray[Any]
+
+Runner = Callable[[str, Arrays], dict[str, Array]]
+"""Runs a graph by role on tensors by name, batch first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What goes in.
+
+    Attributes:
+        supports: Image [H, W, 3] and planes [1 + ways, H, W] of each shot, at the network's size.
+        query: Image [H, W, 3].
+    """
+
+    supports: Sequence[tuple[Array, Array]]
+    query: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What it came to; no tensor has a batch dimension.
+
+    Attributes:
+        features: What `features` made of the query.
+        shots: What `guide` made of each shot.
+        guidance: Of the task.
+        logits: float32 [P, S, h, w].
+    """
+
+    features: Arrays
+    shots: Sequence[Arrays]
+    guidance: Arrays
+    logits: Array
+
+
+def run_episode(episode: Episode, family: Family, run: Runner) -> Outcome:
+    """Runs the graphs one by one."""
+    shots = [_unbatched(_encode(image, planes, run)) for image, planes in episode.supports]
+    guidance = merged(shots, family)
+    features = run("features", {"image": episode.query[None]})
+    maps = run("query_features", features) if "query_features" in family.roles else features
+    logits = run("decode", {**maps, **_batched(guidance)})["logits"]
+    return Outcome(_unbatched(features), shots, guidance, logits[0])
+
+
+def compare_ensembles(
+    episode: Episode, family: Family, run: Runner, outcome: Outcome
+) -> Iterator[tuple[str, float]]:
+    """Runs the pair of ensembles on the first shot and on the query.
+
+    Yields:
+        What was compared, and its largest difference from the graphs run one by one.
+    """
+    image, planes = episode.supports[0]
+    encoded = run("support_encoder", {"image": image[None], "planes": planes[None]})
+    for name, values in encoded.items():
+        yield f"support_encoder, {name}", worst(values[0], outcome.shots[0][name])
+    query = {"image": episode.query[None], **_batched(outcome.guidance)}
+    yield "query_decoder, logits", worst(run("query_decoder", query)["logits"][0], outcome.logits)
+
+
+def merged(shots: Sequence[Arrays], family: Family) -> dict[str, Array]:
+    """Merges shots by the rule of each guidance tensor (docs/repository.md, "Merge rules")."""
+    guidance = {}
+    for tensor in family.serving.guidance:
+        values = np.stack([shot[tensor["name"]] for shot in shots])
+        if tensor["merge"] == "stack":
+            guidance[tensor["validity"]] = np.ones(len(shots), np.float32)
+        elif tensor["merge"] == "mean":
+            values = values.mean(axis=0)
+        else:
+            values = _weighted_mean(values, np.stack([shot[tensor["weight"]] for shot in shots]))
+        guidance[tensor["name"]] = values
+    return guidance
+
+
+def _weighted_mean(values: Array, weights: Array) -> Array:
+    """sum(weight * row) / sum(weight) over axis 0, zero where the weights add up to zero."""
+    weights = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
+    total = weights.sum(axis=0)
+    mean: Array = (values * weights).sum(axis=0) / np.where(total > 0, total, 1)
+    return mean.astype(np.float32)
+
+
+def _encode(image: Array, planes: Array, run: Runner) -> Arrays:
+    features = run("features", {"image": image[None]})
+    return run("guide", {**features, "planes": planes[None]})
+
+
+def _batched(tensors: Arrays) -> dict[str, Array]:
+    return {name: values[None] for name, values in tensors.items()}
+
+
+def _unbatched(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: values[0] for name, values in tensors.items()}

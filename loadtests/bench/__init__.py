@@ -1,0 +1,1 @@
+"""The short standard suite: a table of promises, each beside its floor, misses included."""

@@ -1,0 +1,220 @@
+"""A guided network of native size through the core: what runs when, and which images go in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export.methods.revolver import GuidedModel, GuidedNetwork
+from export.repository import write_family
+from export.revolver_family import revolver_family
+from export.verification.stored import StoredFamily, TorchFamily
+from service.core.calls import Call
+from service.core.errors import InvalidArgumentError, OutOfLimitsError
+from service.core.gateway import Gateway
+from service.core.types import (
+    AnnotationInput,
+    IndexMask,
+    Mark,
+    Registration,
+    SupportInput,
+    TaskName,
+)
+from tests.helpers.gateway import (
+    CountingTelemetry,
+    labels_of,
+    negative,
+    png,
+    query,
+    running_gateway,
+    source,
+)
+
+OBJECTS, OTHERS = TaskName("default", "objects"), TaskName("default", "others")
+
+
+def make_family(*, shared: bool) -> Any:
+    torch.manual_seed(5)
+    model = GuidedModel("tiny", channels=8, shared=shared, buffers=False)
+    network = GuidedNetwork(model, widths=(4, 4, 6, 6, 6)).eval()
+    return revolver_family(
+        alias="shared" if shared else "unshared",
+        network=network,
+        provenance={"weights": "random"},
+        max_pixels=128 * 200,
+    )
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("native")
+    for shared in (True, False):
+        write_family(make_family(shared=shared), root)
+    return root
+
+
+@pytest.fixture
+def telemetry() -> CountingTelemetry:
+    return CountingTelemetry()
+
+
+@pytest.fixture
+async def gateway(repository: Path, telemetry: CountingTelemetry) -> AsyncIterator[Gateway]:
+    async with running_gateway(repository, telemetry=telemetry, default_model="shared") as running:
+        yield running
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def labels(height: int, width: int) -> np.ndarray:
+    values = np.zeros((height, width), np.uint8)
+    values[10:50, 20:70] = 1
+    values[70:90, 5:60] = 2
+    values[0:5] = 255
+    return values
+
+
+def support(seed: int, size: tuple[int, int] = (97, 130), **rest: Any) -> SupportInput:
+    annotation = annotated(labels(*size), {1: "one", 2: "two"}, **rest)
+    return SupportInput(f"s{seed}", source(picture(*size, seed)), annotation)
+
+
+def annotated(values: np.ndarray, classes: dict[int, str], **rest: Any) -> AnnotationInput:
+    return AnnotationInput((Mark(IndexMask(png(values), classes, (255,)), None),), **rest)
+
+
+def registration(task: TaskName, *supports: SupportInput, model: str = "shared") -> Registration:
+    return Registration(task.tenant, task.task, "", model, ("one", "two"), supports)
+
+
+async def stream(*supports: SupportInput) -> AsyncIterator[SupportInput]:
+    for item in supports:
+        yield item
+
+
+async def test_only_what_changed_is_computed_again(gateway, telemetry):
+    def runs_since(before: Counter[Any]) -> dict[str, int]:
+        return {str(role): count for role, count in telemetry.since(before).items()}
+
+    before = Counter(telemetry.runs)
+    await gateway.tasks.register(registration(OBJECTS, support(1)), Call())
+    assert runs_since(before) == {"features": 1, "guide": 1}
+
+    before = Counter(telemetry.runs)
+    await gateway.tasks.annotate_support(
+        OBJECTS, "s1", negative(60, 60), extend=True, etag="", request_id="", call=Call()
+    )
+    assert runs_since(before) == {"guide": 1}, "a new annotation needs no trunk"
+
+    before = Counter(telemetry.runs)
+    await gateway.tasks.add_supports(OBJECTS, "", "", stream(support(2, (70, 140))), Call())
+    ran = runs_since(before)
+    # Judging the new shot and the old one by each other takes their parts of the head as well.
+    assert (ran["features"], ran["guide"]) == (1, 1), "one more shot costs one support image"
+
+    await gateway.tasks.register(registration(OTHERS, support(3)), Call())
+    image = source(picture(120, 90, seed=9))
+    before = Counter(telemetry.runs)
+    await gateway.segmenter.segment(query(image, OBJECTS), Call())
+    assert runs_since(before) == {"features": 1, "query_features": 1, "decode": 1}
+    before = Counter(telemetry.runs)
+    await gateway.segmenter.segment(query(image, OTHERS), Call())
+    assert runs_since(before) == {"decode": 1}, "a second task on a known image costs a decode"
+
+
+async def test_clicks_on_the_query_itself_cost_guide_and_decode(gateway, telemetry):
+    await gateway.tasks.register(registration(OBJECTS, support(1)), Call())
+    await gateway.segmenter.segment(query("s1", OBJECTS), Call())
+    before = Counter(telemetry.runs)
+    await gateway.tasks.annotate_support(
+        OBJECTS, "s1", negative(60, 60), extend=True, etag="", request_id="", call=Call()
+    )
+    await gateway.segmenter.segment(query("s1", OBJECTS), Call())
+    assert {str(role): n for role, n in telemetry.since(before).items()} == {
+        "guide": 1,
+        "decode": 1,
+    }
+
+
+@pytest.mark.parametrize("size", [(33, 33), (97, 200), (128, 64)])
+async def test_images_go_in_and_masks_come_out_at_their_own_size(gateway, size):
+    await gateway.tasks.register(registration(OBJECTS, support(1)), Call())
+    answer = await gateway.segmenter.segment(query(source(picture(*size)), OBJECTS), Call())
+    assert labels_of(answer).shape == size
+
+
+async def test_images_that_the_network_cannot_take_are_refused(gateway):
+    await gateway.tasks.register(registration(OBJECTS, support(1)), Call())
+    for size, kind, reason in (
+        ((32, 100), InvalidArgumentError, "IMAGE_TOO_SMALL_FOR_MODEL"),
+        ((129, 200), OutOfLimitsError, "IMAGE_TOO_LARGE_FOR_MODEL"),
+    ):
+        with pytest.raises(kind) as caught:
+            await gateway.segmenter.segment(query(source(picture(*size)), OBJECTS), Call())
+        assert (caught.value.reason, caught.value.field) == (reason, "image")
+    tall = SupportInput("tall", source(picture(300, 100)), negative(3, 3))
+    with pytest.raises(OutOfLimitsError) as caught:
+        await gateway.tasks.add_supports(OBJECTS, "", "", stream(tall), Call())
+    assert caught.value.reason == "IMAGE_TOO_LARGE_FOR_MODEL"
+
+
+async def test_two_ways_are_two_binary_tasks_where_the_head_is_not_shared(gateway):
+    """Each way's own shots guide it, and the stronger margin wins."""
+    shots = [
+        support(1, shot_classes=("one",)),
+        support(2, (70, 140), shot_classes=("one",)),
+        support(3, shot_classes=("two",)),
+    ]
+    both = registration(OBJECTS, *shots, model="unshared")
+    await gateway.tasks.register(both, Call())
+    image = source(picture(120, 90, seed=9))
+    together = await gateway.segmenter.segment(query(image, OBJECTS, probabilities=True), Call())
+    assert together.probabilities is not None
+    for way, name in enumerate(("one", "two")):
+        own = tuple(s for s in shots if s.annotation.shot_classes == (name,))
+        alone = Registration("default", name, "", "unshared", (name,), _only(own, name))
+        await gateway.tasks.register(alone, Call())
+        task = TaskName("default", name)
+        answer = await gateway.segmenter.segment(query(image, task, probabilities=True), Call())
+        np.testing.assert_array_equal(answer.probabilities[0], together.probabilities[way])
+
+
+def _only(shots: tuple[SupportInput, ...], name: str) -> tuple[SupportInput, ...]:
+    """The shots as annotations of one class; pixels of the other class stay in no plane."""
+    value = {"one": 1, "two": 2}[name]
+    found = []
+    for shot in shots:
+        size = shot.image.size
+        values = labels(size.height, size.width)
+        values[(values > 0) & (values != value)] = 255
+        found.append(SupportInput(shot.support_id, shot.image, annotated(values, {value: name})))
+    return tuple(found)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "unshared"])
+def test_exported_graphs_take_any_size_and_any_number_of_ways(repository, shared):
+    family = make_family(shared=shared)
+    stored, torch_family = StoredFamily(repository, family.name), TorchFamily(family)
+    for height, width, ways in ((33, 33, 1), (64, 97, 3), (160, 129, 1)):
+        image = picture(height, width)[None]
+        planes = np.zeros((1, 1 + ways, height, width), np.float32)
+        for plane in range(1 + ways):
+            planes[0, plane, 3 * plane : 3 * plane + 5] = 1
+        results = []
+        for run in (stored.run, torch_family.run):
+            features = run("features", {"image": image})
+            guidance = run("guide", {**features, "planes": planes})
+            projected = run("query_features", features)
+            logits = run("decode", {**projected, "guidance": guidance["guidance"]})["logits"]
+            results.append(logits)
+        rows, columns = -(-height // 32) - 1, -(-width // 32) - 1
+        assert results[0].shape == (1, ways + shared, 1, rows, columns)
+        np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,33 @@
+"""Numbers of guided networks against those of their authors' code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from export.goldens import read_goldens
+from export.verification.driver import SERVED
+from export.verification.measures import Measure
+from export.verification.revolver import verify_revolver
+
+GOLDENS = Path(__file__).parent / "goldens" / "revolver"
+
+
+@pytest.fixture(scope="module")
+def measures() -> list[Measure]:
+    return list(verify_revolver(GOLDENS))
+
+
+@pytest.mark.parametrize("stage", ["input", "torch", "onnxruntime", "ensembles as graphs"])
+def test_every_number_is_that_of_the_official_code(measures, stage):
+    found = [measure for measure in measures if measure.stage == stage]
+    assert {measure.case for measure in found} == {case.name for case in read_goldens(GOLDENS)}
+    assert [measure for measure in found if not measure.passed] == []
+
+
+def test_an_application_gets_the_official_mask(measures):
+    """Dense, mixed shots that lack a class, one click on the query itself."""
+    found = [measure for measure in measures if measure.stage == SERVED]
+    assert len(found) == 2 * len(read_goldens(GOLDENS))
+    assert [measure for measure in found if not measure.passed] == []
