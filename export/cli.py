@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from export import sources
+from export import canet_family, sgone_family, sources
 from export.check import check
 from export.errors import ExportError
 from export.family import Family
@@ -21,12 +21,12 @@ from export.prototype_family import prototype_family
 from export.repository import list_families, remove_other_families, write_family
 from export.revolver_family import revolver_family
 from export.revolver_source import revolver_checkpoint
-from export.sgone_family import ChannelOrder, ShotMerge, sgone_checkpoint, sgone_family
 from export.sources import Weights
 from export.tables import family_table, measure_table
 from export.verification.measures import Measure
 
 PANET_SIZE = "417"
+CANET_SIZE = "321"
 COMPACT_SIZE = "320"
 NATIVE_PIXELS = 1024 * 1024
 
@@ -54,6 +54,7 @@ class Verifiable(StrEnum):
     PANET = "panet"
     REVOLVER = "revolver"
     SGONE = "sgone"
+    CANET = "canet"
 
 
 class Engine(StrEnum):
@@ -142,19 +143,19 @@ def sgone(
     out: Out,
     checkpoint: Checkpoint,
     channels: Annotated[
-        ChannelOrder,
+        sgone_family.ChannelOrder,
         typer.Option(
             help="Order of colours that the weights were trained with. The official training reads "
             "bgr; rgb repeats the official test scripts."
         ),
-    ] = ChannelOrder.BGR,
+    ] = sgone_family.ChannelOrder.BGR,
     merge: Annotated[
-        ShotMerge,
+        sgone_family.ShotMerge,
         typer.Option(
             help="mean: of the shots' vectors, the official avg. any: a pass per shot, and the "
             "union of their masks, the official max."
         ),
-    ] = ShotMerge.MEAN,
+    ] = sgone_family.ShotMerge.MEAN,
     name: Annotated[str, typer.Option(help="What tasks call the model.")] = "sgone",
     max_pixels: MaxPixels = NATIVE_PIXELS,
     max_batch: MaxBatch = 8,
@@ -163,12 +164,46 @@ def sgone(
 ) -> None:
     """Exports SG-One (Zhang et al., 2020)."""
     with _told_plainly():
-        family = sgone_family(
+        family = sgone_family.sgone_family(
             alias=name,
-            network=sgone_checkpoint(checkpoint),
+            network=sgone_family.sgone_checkpoint(checkpoint),
             provenance={"weights": checkpoint.name},
             max_pixels=max_pixels,
             order=channels,
+            merge=merge,
+            max_batch=max_batch,
+        )
+        _write(family, out, force=force, prune=prune)
+
+
+@app.command()
+def canet(
+    out: Out,
+    checkpoint: Checkpoint,
+    iterations: Annotated[
+        int, typer.Option(help="Passes over each query: the first mask and its refinements.")
+    ] = canet_family.ITERATIONS,
+    merge: Annotated[
+        canet_family.ShotMerge,
+        typer.Option(
+            help="mean: of the shots' vectors. probability: a run per shot, and the mean of their "
+            "probabilities. The released network was trained with one shot."
+        ),
+    ] = canet_family.ShotMerge.MEAN,
+    name: Annotated[str, typer.Option(help="What tasks call the model.")] = "canet",
+    size: Size = CANET_SIZE,
+    max_batch: MaxBatch = 8,
+    force: Force = False,
+    prune: Prune = False,
+) -> None:
+    """Exports CANet (Zhang et al., CVPR 2019)."""
+    with _told_plainly():
+        family = canet_family.canet_family(
+            alias=name,
+            network=canet_family.canet_checkpoint(checkpoint),
+            size=parse_size(size),
+            provenance={"weights": checkpoint.name},
+            iterations=iterations,
             merge=merge,
             max_batch=max_batch,
         )
@@ -208,6 +243,7 @@ def verify(
     ] = None,
 ) -> None:
     """Compares torch, exported graphs and gateway with numbers made by the authors' own code."""
+    from export.verification.canet import verify_canet
     from export.verification.panet import verify_panet
     from export.verification.revolver import verify_revolver
     from export.verification.sgone import verify_sgone
@@ -216,6 +252,7 @@ def verify(
         Verifiable.PANET: verify_panet,
         Verifiable.REVOLVER: verify_revolver,
         Verifiable.SGONE: verify_sgone,
+        Verifiable.CANET: verify_canet,
     }
     served = engine is Engine.EMBEDDED
     with _told_plainly():

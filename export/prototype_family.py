@@ -5,16 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
-from export.errors import ExportError
 from export.family import PLANES, Family, Graph, Serving, TensorSpec, digest_of_tensors
 from export.methods.prototypes import PrototypeDecode, PrototypeFeatures, PrototypeGuide
 from export.provenance import exporter_version
-
-MIN_SIDE, MAX_SIDE = 32, 2048
-"""Bounds of the network's input, in pixels."""
+from export.sizes import feature_shape
 
 GUIDANCE = (
     {
@@ -58,17 +54,7 @@ def prototype_family(
     Raises:
         ExportError: The size is out of bounds, or the trunk does not take it.
     """
-    if not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
-        raise ExportError(
-            f"An input of {size[0]}x{size[1]} cannot be exported: both sides must lie between "
-            f"{MIN_SIDE} and {MAX_SIDE}."
-        )
-    if any(side % side_multiple for side in size):
-        raise ExportError(
-            f"An input of {size[0]}x{size[1]} cannot be exported: both sides must be multiples of "
-            f"{side_multiple} for this network."
-        )
-    channels, *grid = _feature_shape(trunk.eval(), size)
+    channels, *grid = feature_shape(trunk.eval(), size, side_multiple)
     image = TensorSpec("image", (*size, 3), "uint8")
     features = TensorSpec("features", (channels, *grid))
     planes = TensorSpec("planes", (PLANES, *size))
@@ -89,16 +75,3 @@ def prototype_family(
         max_batch=max_batch,
         provenance={"exporter": exporter_version(), "weights_sha256": digest, **provenance},
     )
-
-
-def _feature_shape(trunk: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
-    """Asks the trunk for channels, rows and columns of its map."""
-    try:
-        with torch.no_grad():
-            shape = trunk(torch.zeros(1, 3, *size)).shape
-    except RuntimeError as error:
-        raise ExportError(
-            f"The trunk does not take an input of {size[0]}x{size[1]}; choose another --size "
-            f"({error})."
-        ) from error
-    return shape[1], shape[2], shape[3]

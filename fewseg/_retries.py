@@ -7,6 +7,7 @@ retries off, and only calls of a single message are repeated, here.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 
@@ -20,13 +21,18 @@ class Attempts:
 
     Args:
         retries: How often the call may be sent again.
-        timeout: Seconds for all attempts together; None for no deadline.
+        timeout: Seconds for all attempts together; None for the default, ``math.inf`` for no
+            deadline.
+        default: Seconds if the call says nothing; None for no deadline.
     """
 
-    def __init__(self, retries: int, timeout: float | None) -> None:
+    def __init__(self, retries: int, timeout: float | None, default: float | None = None) -> None:
         self._left = retries
         self._made = 0
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        seconds = default if timeout is None else timeout
+        self._deadline = (
+            None if seconds is None or seconds == math.inf else time.monotonic() + seconds
+        )
 
     def time_left(self) -> float | None:
         """Seconds until the deadline, or None."""

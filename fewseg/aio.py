@@ -333,7 +333,8 @@ class AsyncClient:
         self, method: Any, request: Any, timeout: float | None = None, *, repeatable: bool = True
     ) -> Any:
         settings = self._settings
-        attempts = Attempts(settings.retries if repeatable else 0, timeout or settings.timeout)
+        retries = settings.retries if repeatable else 0
+        attempts = Attempts(retries, timeout, default=settings.timeout)
         while True:
             try:
                 return await method(request, timeout=attempts.time_left())

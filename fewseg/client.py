@@ -127,7 +127,7 @@ class Client:
             ttl: Time from now after which the task ends by itself.
             expire_time: Moment when the task ends by itself; instead of ``ttl``.
             request_id: UUID; the same request under the same id is carried out once.
-            timeout: Seconds, instead of the client's.
+            timeout: Seconds, instead of the client's; ``math.inf`` for no deadline.
 
         Returns:
             The task; each of its supports tells how well the others predict it.
@@ -242,7 +242,7 @@ class Client:
             extend: Paint them over those that are there.
             etag: Only this revision is changed.
             request_id: UUID; the same request under the same id is carried out once.
-            timeout: Seconds, instead of the client's.
+            timeout: Seconds, instead of the client's; ``math.inf`` for no deadline.
 
         Raises:
             InvalidArgument: The annotation is wrong.
@@ -299,7 +299,7 @@ class Client:
             size: Of the mask.
             probabilities: Whether to return them per pixel.
             etag: Only this revision of the task answers.
-            timeout: Seconds, instead of the client's.
+            timeout: Seconds, instead of the client's; ``math.inf`` for no deadline.
 
         Raises:
             InvalidArgument: The image is wrong.
@@ -394,7 +394,8 @@ class Client:
         self, method: Any, request: Any, timeout: float | None = None, *, repeatable: bool = True
     ) -> Any:
         settings = self._settings
-        attempts = Attempts(settings.retries if repeatable else 0, timeout or settings.timeout)
+        retries = settings.retries if repeatable else 0
+        attempts = Attempts(retries, timeout, default=settings.timeout)
         while True:
             try:
                 return method(request, timeout=attempts.time_left())

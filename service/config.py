@@ -42,6 +42,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from service.core.family import FeatureReuse
 from service.core.limits import Limits
 from service.core.settings import CoreSettings
 
@@ -162,6 +163,10 @@ class Settings(BaseModel):
     """Where tasks are kept; memory forgets them when the server ends."""
     store_path: Path = Path("fewseg-data/fewseg.db")
     """Database file of the sqlite store, made if missing."""
+    store_bytes: Bytes | None = None
+    """The most that the database file may take; tasks beyond are refused. None: the disk's room."""
+    orphan_seconds: PositiveFloat = 3600.0
+    """How long an image waits for a task that uses it, before a sweep removes it."""
 
     default_model: str = _CORE.default_model
     """Alias for tasks that name no model; empty: the first by name."""
@@ -173,6 +178,8 @@ class Settings(BaseModel):
     """Budget of the guidance cache."""
     feature_bytes: Bytes = ByteSize(_CORE.feature_bytes)
     """Budget of the feature-map cache."""
+    feature_reuse: Literal["auto", "always", "second_use", "never"] = "auto"
+    """Which query images' feature maps are kept; auto: embedded always, triton from second use."""
     codec_threads: NonNegativeInt = 0
     """Threads that decode, resize and encode; 0: as many as the machine has cores."""
     slots: NonNegativeInt = 0
@@ -220,6 +227,7 @@ class Settings(BaseModel):
         return CoreSettings(
             guidance_bytes=int(self.guidance_bytes),
             feature_bytes=int(self.feature_bytes),
+            feature_reuse=self._feature_reuse(),
             codec_threads=self.codec_threads or _CORE.codec_threads,
             slots=self.slots or _CORE.slots,
             queue_seconds=self.queue_seconds,
@@ -232,6 +240,11 @@ class Settings(BaseModel):
             leave_one_out_limit=self.leave_one_out_limit,
             drain_seconds=self.drain_seconds,
         )
+
+    def _feature_reuse(self) -> FeatureReuse:
+        if self.feature_reuse != "auto":
+            return FeatureReuse(self.feature_reuse)
+        return FeatureReuse.SECOND_USE if self.engine == "triton" else FeatureReuse.ALWAYS
 
     def bounds(self) -> Limits:
         """The part that bounds requests."""

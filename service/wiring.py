@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from service.api.models import Identity
 from service.config import VERSION, Settings
 from service.core.gateway import Gateway
@@ -80,6 +82,12 @@ def _triton_engine(settings: Settings, telemetry: Telemetry) -> TritonEngine:
 
 
 def _store(settings: Settings) -> Store:
+    orphan_age = timedelta(seconds=settings.orphan_seconds)
     if settings.store == "memory":
-        return MemoryStore(max_tasks=settings.limits.tasks)
-    return SqliteStore(settings.store_path, max_tasks=settings.limits.tasks)
+        return MemoryStore(max_tasks=settings.limits.tasks, orphan_age=orphan_age)
+    return SqliteStore(
+        settings.store_path,
+        max_tasks=settings.limits.tasks,
+        orphan_age=orphan_age,
+        max_bytes=settings.store_bytes,
+    )

@@ -69,10 +69,12 @@ _RULES: Final[Mapping[str, tuple[Callable[[str], bool], str]]] = {
         _one_of("argmax", "margin", "any_shot", "vote"), "argmax, margin, any_shot or vote",
     ),
     "threshold": (_matches(r"-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?"), "a decimal"),
-    "score": (_one_of("softmax", "sigmoid"), "softmax or sigmoid"),
+    "score": (_one_of("softmax", "sigmoid", "linear"), "softmax, sigmoid or linear"),
     "way_buckets": (_ascending, "ascending positive integers, comma-separated"),
     "shot_buckets": (_ascending, "ascending positive integers, comma-separated"),
-    "feature_reuse": (_one_of("always", "never"), "always or never"),
+    "feature_reuse": (
+        _one_of("always", "second_use", "never"), "always, second_use or never",
+    ),
     "provenance": (_matches(r"(?s)\{.*\}"), "a JSON object of strings"),
 }  # fmt: skip
 

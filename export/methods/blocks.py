@@ -38,6 +38,81 @@ def convolution_stage(
     return layers
 
 
+class Bottleneck(nn.Module):
+    """A residual block of ResNet-50 and deeper, under torchvision's names."""
+
+    expansion = 4
+
+    def __init__(
+        self,
+        inputs: int,
+        planes: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        stride_first: bool = False,
+        downsample: bool = False,
+    ) -> None:
+        """Builds a block.
+
+        Args:
+            inputs: Channels that go in.
+            planes: Channels inside; four times as many come out.
+            stride: Of the block.
+            dilation: Of the 3x3 convolution; its padding keeps the grid.
+            stride_first: Whether the first 1x1 convolution takes the stride, as in the first
+                ResNets, instead of the 3x3, as in torchvision.
+            downsample: Whether the shortcut has a convolution.
+        """
+        super().__init__()
+        first, second = (stride, 1) if stride_first else (1, stride)
+        outputs = planes * self.expansion
+        self.conv1 = nn.Conv2d(inputs, planes, 1, stride=first, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(
+            planes, planes, 3, stride=second, padding=dilation, dilation=dilation, bias=False
+        )
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Sequential | None = None
+        if downsample:
+            shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Computes float32 [batch, 4 planes, h, w] of [batch, inputs, H, W]."""
+        shortcut = maps if self.downsample is None else self.downsample(maps)
+        maps = self.relu(self.bn1(self.conv1(maps)))
+        maps = self.relu(self.bn2(self.conv2(maps)))
+        result: Tensor = self.relu(self.bn3(self.conv3(maps)) + shortcut)
+        return result
+
+
+def residual_stage(
+    inputs: int,
+    planes: int,
+    blocks: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    stride_first: bool = False,
+) -> nn.Sequential:
+    """Makes a stage of ResNet; only its first block has a stride and a convolved shortcut."""
+    outputs = planes * Bottleneck.expansion
+    first = Bottleneck(
+        inputs,
+        planes,
+        stride=stride,
+        dilation=dilation,
+        stride_first=stride_first,
+        downsample=True,
+    )
+    rest = [Bottleneck(outputs, planes, dilation=dilation) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *rest)
+
+
 def planar(image: Tensor) -> Tensor:
     """Turns an image tensor [batch, H, W, 3] into float32 [batch, 3, H, W]."""
     return image.permute(0, 3, 1, 2).float()

@@ -46,6 +46,12 @@ def network_image(image: Array, size: tuple[int, int]) -> Array:
     return np.asarray(resized)
 
 
+def network_mask(mask: Array, size: tuple[int, int]) -> Array:
+    """Resizes labels [H, W] as the official code does: Pillow's nearest."""
+    resized = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized)
+
+
 def annotation_planes(case: Case, way: int, shot: int) -> Array:
     """Makes the planes of one support.
 
@@ -56,8 +62,7 @@ def annotation_planes(case: Case, way: int, shot: int) -> Array:
         float32 [1 + ways, H, W] at the network's size.
     """
     height, width = case.network_size
-    label = Image.fromarray(case.arrays["support_labels"][way, shot])
-    values = np.asarray(label.resize((width, height), Image.Resampling.NEAREST))
+    values = network_mask(case.arrays["support_labels"][way, shot], case.network_size)
     planes = np.zeros((1 + case.ways, height, width), np.float32)
     planes[0] = ~np.isin(values, case.class_ids)
     planes[1 + way] = values == case.class_ids[way]

@@ -90,8 +90,7 @@ def _mark(message: types_pb2.Mark, path: str) -> Mark:
     try:
         geometry = _GEOMETRIES[kind](getattr(message, kind))
     except InvalidArgumentError as error:
-        error.within(f"{path}.{kind}")
-        raise
+        raise error.within(f"{path}.{kind}") from None
     return Mark(geometry=geometry, class_name=label)
 
 
@@ -131,8 +130,7 @@ def _run_length_mask(message: types_pb2.RunLengthMask) -> RunLengthMask:
     try:
         return run_lengths.from_counts(message.lengths.counts, size)
     except InvalidArgumentError as error:
-        error.within("lengths")
-        raise
+        raise error.within("lengths") from None
 
 
 def _polygon(message: types_pb2.Polygon) -> Polygon:

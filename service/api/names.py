@@ -7,6 +7,7 @@ import binascii
 import re
 import unicodedata
 import uuid
+from collections.abc import Collection
 from typing import Final
 
 from service.core.errors import InvalidArgumentError
@@ -24,6 +25,10 @@ _ALIAS: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
 _CLASS_NAME_CHARACTERS: Final = 63
 _DISPLAY_NAME_CHARACTERS: Final = 200
 _ETAG_CHARACTERS: Final = 128
+# Categories of Unicode: control; format, such as a space without width; separators
+# of lines and of paragraphs.
+_CONTROL: Final = frozenset({"Cc"})
+_INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp"})
 _DEFAULT_PAGE: Final = 50
 _LARGEST_PAGE: Final = 1000
 
@@ -113,27 +118,31 @@ def model_alias(text: str) -> str:
 
 
 def class_name(text: str, field: str) -> str:
-    """Checks the name of a class.
+    """Reads the name of a class: what looks the same is the same class.
 
     Args:
         text: The name.
         field: Where it stands.
 
+    Returns:
+        The name in Unicode normalisation form C.
+
     Raises:
         InvalidArgumentError: It cannot be a class's name (INVALID_CLASS_NAME).
     """
+    name = unicodedata.normalize("NFC", text)
     if (
-        not 1 <= len(text) <= _CLASS_NAME_CHARACTERS
-        or text != text.strip()
-        or _has_control_characters(text)
+        not 1 <= len(name) <= _CLASS_NAME_CHARACTERS
+        or name != name.strip()
+        or _has_any_of(_INVISIBLE, name)
     ):
         raise InvalidArgumentError(
             "INVALID_CLASS_NAME",
             f"A class name has 1 to {_CLASS_NAME_CHARACTERS} characters, none of them a control "
-            "character, and no blank at either end.",
+            "or format character or a line separator, and no blank at either end.",
             field=field,
         )
-    return text
+    return name
 
 
 def display_name(text: str) -> str:
@@ -142,7 +151,7 @@ def display_name(text: str) -> str:
     Raises:
         InvalidArgumentError: It is too long or not plain text (INVALID_DISPLAY_NAME).
     """
-    if len(text) > _DISPLAY_NAME_CHARACTERS or _has_control_characters(text):
+    if len(text) > _DISPLAY_NAME_CHARACTERS or _has_any_of(_CONTROL, text):
         raise InvalidArgumentError(
             "INVALID_DISPLAY_NAME",
             f"A display name has at most {_DISPLAY_NAME_CHARACTERS} characters, none of them a "
@@ -182,7 +191,7 @@ def etag(text: str) -> str:
     Raises:
         InvalidArgumentError: No server made it (MALFORMED_ETAG).
     """
-    if len(text) > _ETAG_CHARACTERS or not text.isascii() or _has_control_characters(text):
+    if len(text) > _ETAG_CHARACTERS or not text.isascii() or _has_any_of(_CONTROL, text):
         raise InvalidArgumentError(
             "MALFORMED_ETAG", "Send the etag as an earlier answer gave it.", field="etag"
         )
@@ -233,5 +242,5 @@ def read_page_token(token: str) -> str:
     return last_id
 
 
-def _has_control_characters(text: str) -> bool:
-    return any(unicodedata.category(character) == "Cc" for character in text)
+def _has_any_of(categories: Collection[str], text: str) -> bool:
+    return any(unicodedata.category(character) in categories for character in text)

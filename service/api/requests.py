@@ -30,7 +30,8 @@ from service.core.types import (
 
 _LONGEST_LIFE: Final = timedelta(days=3650)
 # Checking a smaller message takes less time than handing it to a thread and back.
-_SMALL_MESSAGE: Final = 1024 * 1024
+# A kilobyte of a PNG's text chunks unpacks to a megabyte: few of them may do so on the loop.
+_SMALL_MESSAGE: Final = 4 * 1024
 
 _FORMATS: Final[dict[int, MaskFormat]] = {
     types_pb2.MASK_FORMAT_UNSPECIFIED: MaskFormat.PNG,
@@ -127,14 +128,14 @@ def classes(ways: Sequence[str], limits: Limits) -> tuple[str, ...]:
         )
     checked: dict[str, int] = {}
     for index, way in enumerate(ways):
-        names.class_name(way, f"classes[{index}]")
-        if way in checked:
+        name = names.class_name(way, f"classes[{index}]")
+        if name in checked:
             raise InvalidArgumentError(
                 "DUPLICATE_CLASS",
-                f"Classes {checked[way]} and {index} have the same name.",
+                f"Classes {checked[name]} and {index} have the same name.",
                 field=f"classes[{index}]",
             )
-        checked[way] = index
+        checked[name] = index
     return tuple(checked)
 
 
@@ -320,5 +321,4 @@ def within(
     try:
         return convert(*args, **kwargs)
     except InvalidArgumentError as error:
-        error.within(prefix)
-        raise
+        raise error.within(prefix) from None

@@ -13,21 +13,26 @@ from service.core.errors import ResourceExhaustedError, UnavailableError
 from service.core.ports import Telemetry
 from service.core.timing import Stage
 
+_Queue = deque[asyncio.Future[None]]
+
 #: Weight of the newest request in the running mean of service times.
 _SMOOTHING = 0.1
 
 
 class Admission:
-    """Slots for requests that run, and a bounded queue, first come first served.
+    """Slots for requests that run, and two queues, each first come first served.
 
-    A request that cannot be served in time is refused at the door, where it
-    costs nothing, instead of after it has waited.
+    Single calls wait in a bounded queue: one that cannot be served in time is
+    refused at the door, where it costs nothing, instead of after it has waited.
+    Frames of streams wait in a queue of their own, bounded by the streams
+    themselves, which push back on their clients. Free slots go to the queues in
+    turn, so that neither shuts the other out.
 
     Args:
         slots: Requests that run at once.
-        in_flight: Requests that run or wait; one more is refused.
-        queue_seconds: The longest wait.
-        telemetry: Hears how many are in flight.
+        in_flight: Single calls that run or wait; one more is refused.
+        queue_seconds: The longest wait of a single call.
+        telemetry: Hears how many requests are in flight.
     """
 
     def __init__(
@@ -35,10 +40,12 @@ class Admission:
     ) -> None:
         self._free = slots
         self._slots = slots
-        self._limit = max(in_flight, slots)
+        self._places = max(0, in_flight - slots)
         self._queue_seconds = queue_seconds
         self._telemetry = telemetry
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._calls: _Queue = deque()
+        self._frames: _Queue = deque()
+        self._frames_next = False
         self._service_seconds = 0.05
         self._closed = False
         self._idle = asyncio.Event()
@@ -47,7 +54,7 @@ class Admission:
     @property
     def in_flight(self) -> int:
         """Requests that run or wait."""
-        return self._slots - self._free + len(self._waiting)
+        return self._slots - self._free + len(self._calls) + len(self._frames)
 
     @asynccontextmanager
     async def slot(self, call: Call, *, patient: bool = False) -> AsyncIterator[None]:
@@ -86,10 +93,11 @@ class Admission:
         await self._wait(call, patient)
 
     def _refuse_if_hopeless(self, call: Call) -> None:
-        expected = (len(self._waiting) + 1) * self._service_seconds / self._slots
+        sharing = 2 if self._frames else 1
+        expected = (len(self._calls) + 1) * sharing * self._service_seconds / self._slots
         remaining = call.remaining()
         if (
-            self.in_flight >= self._limit
+            len(self._calls) >= self._places
             or expected > self._queue_seconds
             or (remaining is not None and expected > remaining)
         ):
@@ -101,7 +109,8 @@ class Admission:
 
     async def _wait(self, call: Call, patient: bool) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        queue = self._frames if patient else self._calls
+        queue.append(turn)
         self._report()
         limits = [call.remaining(), None if patient else self._queue_seconds]
         timeout = min((limit for limit in limits if limit is not None), default=None)
@@ -114,7 +123,7 @@ class Admission:
                 self._release()
             else:
                 with suppress(ValueError):  # a release may have skipped it already
-                    self._waiting.remove(turn)
+                    queue.remove(turn)
                 self._report()
             if isinstance(error, TimeoutError):
                 raise self._waited_too_long(call) from None
@@ -130,14 +139,21 @@ class Admission:
         )
 
     def _release(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
+        while (turn := self._next_turn()) is not None:
             if not turn.done():
                 turn.set_result(None)
                 self._report()
                 return
         self._free += 1
         self._report()
+
+    def _next_turn(self) -> asyncio.Future[None] | None:
+        queues = (self._frames, self._calls) if self._frames_next else (self._calls, self._frames)
+        for queue in queues:
+            if queue:
+                self._frames_next = queue is self._calls
+                return queue.popleft()
+        return None
 
     def _report(self) -> None:
         self._telemetry.in_flight(self.in_flight)

@@ -163,8 +163,7 @@ def _check_marks(
         try:
             labelled.update(_check_mark(mark, image, classes))
         except FewSegError as error:
-            error.within(f"marks[{index}]")
-            raise
+            raise error.within(f"marks[{index}]") from None
     return labelled
 
 
@@ -210,8 +209,7 @@ def _check_mark(mark: Mark, image: Size, classes: Sequence[str]) -> tuple[str, .
     try:
         occurring = _check_geometry(geometry, image, classes)
     except FewSegError as error:
-        error.within(_FIELD_OF_GEOMETRY[type(geometry)])
-        raise
+        raise error.within(_FIELD_OF_GEOMETRY[type(geometry)]) from None
     return occurring if mark.class_name is None else tuple(filter(None, (mark.class_name,)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,17 +21,18 @@ from service.core.merging import cut_shot, merge_shots, pad_guidance, pad_ways
 from service.core.ports import Discovery, Engine
 from service.core.types import Size, TaskHeader
 
+_log = logging.getLogger(__name__)
+
 #: Side of the picture that probes a family without an input size of its own.
 _PROBE_SIDE = 128
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Served:
     """A loaded family and the number of requests that use it."""
 
     family: ModelFamily
     users: int = 0
-    retired: bool = False
 
 
 class Catalog:
@@ -56,6 +58,7 @@ class Catalog:
         self._pins = pins
         self._on_retired = on_retired
         self._served: dict[str, _Served] = {}
+        self._retired: list[_Served] = []
         self._refreshing = asyncio.Lock()
         self._unloading: set[asyncio.Task[None]] = set()
 
@@ -130,13 +133,14 @@ class Catalog:
         try:
             await probe(self._engine, family)
         except BaseException:
-            await self._engine.unload(family.name)
+            if not self._in_use(family.name):
+                await self._engine.unload(family.name)
             raise
         before = self._served.get(family.alias)
         self._served[family.alias] = _Served(family)
         if before is not None:
-            before.retired = True
-            self._release_if_unused(before)
+            self._retired.append(before)
+            self._retire_if_unused(before)
 
     @contextmanager
     def lease(self, alias: str) -> Iterator[ModelFamily]:
@@ -157,7 +161,7 @@ class Catalog:
             yield served.family
         finally:
             served.users -= 1
-            self._release_if_unused(served)
+            self._retire_if_unused(served)
 
     @contextmanager
     def lease_of(self, header: TaskHeader) -> Iterator[ModelFamily]:
@@ -175,15 +179,29 @@ class Catalog:
         with self.lease(header.model) as family:
             yield family
 
-    def _release_if_unused(self, served: _Served) -> None:
-        if not served.retired or served.users:
+    def _retire_if_unused(self, served: _Served) -> None:
+        if served not in self._retired or served.users:
             return
-        self._on_retired(served.family.name)
-        if any(other.family.name == served.family.name for other in self._served.values()):
-            return  # switched back to it meanwhile
-        task = asyncio.ensure_future(self._engine.unload(served.family.name))
+        self._retired.remove(served)
+        task = asyncio.ensure_future(self._unload(served.family.name))
         self._unloading.add(task)
         task.add_done_callback(self._unloading.discard)
+
+    async def _unload(self, family: str) -> None:
+        # Under the lock of refreshes: an alias may be on its way back to it.
+        async with self._refreshing:
+            if self._in_use(family):
+                return
+            self._on_retired(family)
+            try:
+                await self._engine.unload(family)
+            except FewSegError as error:
+                _log.warning("%s could not be unloaded: %s", family, error.message)
+
+    def _in_use(self, family: str) -> bool:
+        return any(
+            served.family.name == family for served in (*self._served.values(), *self._retired)
+        )
 
     async def ready(self) -> bool:
         """Whether every model answers a real inference: an engine's word is not enough."""

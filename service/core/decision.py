@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from service.core.errors import RepositoryError
 from service.core.family import Decision, ModelFamily, ScoreMeaning
-from service.core.postchain import upsample
+from service.core.postchain import Axis, upsample
+from service.core.stopping import checkpoint
 from service.core.types import DecidedMask
 
 #: Of upsampled margins; as much as a core's cache holds, which is faster than more.
@@ -28,7 +29,8 @@ _ONE_SHOT: Final = frozenset({Decision.ARGMAX, Decision.MARGIN})
 _VOTE_SHARE: Final = 0.5
 
 _Floats = NDArray[np.float32]
-_Axes = tuple[_Floats, _Floats]
+_Axes = tuple[Axis, Axis]
+_Box = tuple[int, int, int, int]
 
 
 def decide(
@@ -60,11 +62,12 @@ def decide(
     Raises:
         RepositoryError: BAD_LOGITS: fewer planes than ways, or several shots for a
             decision that takes one.
+        StoppedError: Nobody waits for the answer any more.
     """
     margins = _margins(logits, family, ways, shots)
-    height, width = len(axes[0]), len(axes[1])
+    height, width = axes[0].length, axes[1].length
     labels = np.empty((height, width), dtype=np.uint8)
-    tally = _Tally(np.zeros(ways, dtype=np.int64), np.zeros(ways, dtype=np.float64))
+    tally = _Tally.of(ways, width)
     likely = None
     if probabilities:
         planes = family.background_planes + ways
@@ -73,13 +76,13 @@ def decide(
     for rows, upsampled in _bands(margins, axes):
         weighed = _weigh(upsampled, family, highest)
         best = weighed.elect(labels[rows])
-        tally.add(labels[rows], _winning_probability(best, weighed.margins, family.score))
+        tally.add(rows, labels[rows], _winning_probability(best, weighed.margins, family.score))
         if likely is not None:
-            likely[:, rows] = _probabilities(weighed.margins, family)
+            _write_probabilities(weighed.margins, family, likely[:, rows])
     return DecidedMask(
         labels=labels,
         areas=tally.areas,
-        boxes=tuple(_box(labels == way) if tally.areas[way - 1] else None for way in _from_1(ways)),
+        boxes=tuple(tally.box(way) for way in _from_1(ways)),
         mean_scores=tally.scores / np.maximum(tally.areas, 1),
         probabilities=likely,
     )
@@ -87,20 +90,52 @@ def decide(
 
 @dataclass(slots=True)
 class _Tally:
-    """Areas and summed scores of the ways."""
+    """What is told of the ways, added up band by band.
+
+    Attributes:
+        areas: int64 [ways].
+        scores: float64 [ways]: sums of probabilities.
+        tops: int64 [ways]: first row, of ways with an area.
+        bottoms: int64 [ways]: last row.
+        columns: [ways, width]: columns where the way occurs.
+    """
 
     areas: NDArray[np.int64]
     scores: NDArray[np.float64]
+    tops: NDArray[np.int64]
+    bottoms: NDArray[np.int64]
+    columns: NDArray[np.bool_]
 
-    def add(self, labels: NDArray[np.uint8], probability: _Floats) -> None:
+    @classmethod
+    def of(cls, ways: int, width: int) -> _Tally:
+        """A tally of nothing."""
+        none = np.zeros(ways, dtype=np.int64)
+        columns = np.zeros((ways, width), dtype=np.bool_)
+        return cls(none, np.zeros(ways), none.copy(), none.copy(), columns)
+
+    def add(self, rows: slice, labels: NDArray[np.uint8], probability: _Floats) -> None:
         """Counts a band; ``probability`` is that of each pixel's label."""
         flat = probability.reshape(-1)
-        for way in _from_1(len(self.areas)):
-            belongs = labels == way
+        for index in range(len(self.areas)):
+            belongs = labels == index + 1
             area = np.count_nonzero(belongs)
             if area:
-                self.areas[way - 1] += area
-                self.scores[way - 1] += np.dot(flat, belongs.reshape(-1).astype(np.float32))
+                occupied = np.flatnonzero(belongs.any(axis=1))
+                if not self.areas[index]:
+                    self.tops[index] = rows.start + occupied[0]
+                self.bottoms[index] = rows.start + occupied[-1]
+                self.columns[index] |= belongs.any(axis=0)
+                self.areas[index] += area
+                self.scores[index] += np.dot(flat, belongs.reshape(-1).astype(np.float32))
+
+    def box(self, way: int) -> _Box | None:
+        """(x_min, y_min, x_max, y_max) of a way, half-open; None without area."""
+        index = way - 1
+        if not self.areas[index]:
+            return None
+        columns = np.flatnonzero(self.columns[index])
+        top, bottom = int(self.tops[index]), int(self.bottoms[index])
+        return int(columns[0]), top, int(columns[-1]) + 1, bottom + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +195,13 @@ def _margins(logits: _Floats, family: ModelFamily, ways: int, shots: int | None)
 def _bands(margins: _Floats, axes: _Axes) -> Iterator[tuple[slice, _Floats]]:
     """Upsampled margins [ways, S, rows, width], band by band."""
     ways, shots, height, width = margins.shape
-    rows_matrix, columns_matrix = axes
+    rows_axis, columns_axis = axes
     planes = np.ascontiguousarray(margins).reshape(ways * shots, height, width)
-    band = max(1, _BAND_BYTES // (4 * len(planes) * len(columns_matrix)))
-    for top in range(0, len(rows_matrix), band):
-        rows = slice(top, min(top + band, len(rows_matrix)))
-        upsampled = upsample(planes, rows_matrix, columns_matrix, rows)
+    band = max(1, _BAND_BYTES // (4 * len(planes) * columns_axis.length))
+    for top in range(0, rows_axis.length, band):
+        checkpoint()
+        rows = slice(top, min(top + band, rows_axis.length))
+        upsampled = upsample(planes, rows_axis, columns_axis, rows)
         yield rows, upsampled.reshape(ways, shots, *upsampled.shape[1:])
 
 
@@ -194,6 +230,8 @@ def _highest_votes(margins: _Floats, axes: _Axes, threshold: float) -> NDArray[n
 
 def _winning_probability(best: _Floats, margins: _Floats, score: ScoreMeaning) -> _Floats:
     """Probability of each pixel's winner; of no meaning where the background won."""
+    if score is ScoreMeaning.LINEAR:
+        return _linear(best)
     if score is ScoreMeaning.SIGMOID or len(margins) == 1:
         return _sigmoid(best)
     top, total = _softmax_parts(margins)
@@ -201,16 +239,23 @@ def _winning_probability(best: _Floats, margins: _Floats, score: ScoreMeaning) -
     return winning
 
 
-def _probabilities(margins: _Floats, family: ModelFamily) -> _Floats:
-    """Probabilities of all planes, the background first if the family is multiway."""
-    if family.score is ScoreMeaning.SIGMOID:
-        ways = _sigmoid(margins)
-        background = 1 - ways.max(axis=0, keepdims=True)
-    else:
+def _write_probabilities(
+    margins: _Floats, family: ModelFamily, likely: NDArray[np.float16]
+) -> None:
+    """Writes those of all planes, the background's first if the family is multiway."""
+    background = family.background_planes
+    if family.score is ScoreMeaning.SOFTMAX:
         top, total = _softmax_parts(margins)
-        ways = np.exp(margins - top) / total
-        background = (np.exp(-top) / total)[None]
-    return np.concatenate((background, ways)) if family.background_planes else ways
+        if background:
+            likely[0] = np.exp(-top) / total
+        for margin, plane in zip(margins, likely[background:], strict=True):
+            plane[:] = np.exp(margin - top) / total
+        return
+    of_margin = _linear if family.score is ScoreMeaning.LINEAR else _sigmoid
+    for margin, plane in zip(margins, likely[background:], strict=True):
+        plane[:] = of_margin(margin)
+    if background:
+        likely[0] = 1 - of_margin(margins.max(axis=0))
 
 
 def _softmax_parts(margins: _Floats) -> tuple[_Floats, _Floats]:
@@ -222,15 +267,13 @@ def _softmax_parts(margins: _Floats) -> tuple[_Floats, _Floats]:
     return top, total
 
 
+def _linear(margins: _Floats) -> _Floats:
+    probabilities: _Floats = np.clip((margins + 1) / 2, 0, 1)
+    return probabilities
+
+
 def _sigmoid(margins: _Floats) -> _Floats:
     with np.errstate(over="ignore"):
         negative = np.exp(-margins)
     negative += 1
     return np.reciprocal(negative, out=negative)
-
-
-def _box(belongs: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """(x_min, y_min, x_max, y_max) of what is set, half-open."""
-    rows = np.flatnonzero(belongs.any(axis=1))
-    columns = np.flatnonzero(belongs.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

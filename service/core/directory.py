@@ -32,6 +32,8 @@ class TaskDirectory:
         self._tenants = tenants
         self._now = now
         self._headers: OrderedDict[TaskName, TaskHeader] = OrderedDict()
+        #: What was read before a change must not be remembered after it.
+        self._changes = 0
 
     def check_tenant(self, tenant: str) -> None:
         """Raises NotFoundError (TENANT_NOT_FOUND) for a tenant that does not exist."""
@@ -57,11 +59,13 @@ class TaskDirectory:
         """
         self.check_tenant(name.tenant)
         header = self._headers.get(name)
-        if header is None:
+        # An expired name may have been registered anew meanwhile.
+        if header is None or header.expired(self._now()):
+            changes = self._changes
             with call.clock.measure(Stage.STORE):
                 header = await self._store.get_header(name)
-            if header is not None:
-                self.note(header)
+            if header is not None and changes == self._changes:
+                self._keep(header)
         return self._usable(name, header, etag)
 
     async def record(self, name: TaskName, call: Call, *, etag: str = "") -> TaskRecord:
@@ -94,12 +98,12 @@ class TaskDirectory:
         return alive[:limit]
 
     def note(self, header: TaskHeader) -> None:
-        """Remembers the newest header of a task, if no other process may change it."""
-        known = self._headers.get(header.name)
-        outdated = known is not None and (
-            known.uid == header.uid and known.revision > header.revision
-        )
-        if outdated or not self._store.exclusive:
+        """Remembers the header that a change has just committed."""
+        self._changes += 1
+        self._keep(header)
+
+    def _keep(self, header: TaskHeader) -> None:
+        if not self._store.exclusive:
             return
         self._headers[header.name] = header
         self._headers.move_to_end(header.name)
@@ -107,7 +111,8 @@ class TaskDirectory:
             self._headers.popitem(last=False)
 
     def forget(self, name: TaskName) -> None:
-        """Forgets what was remembered of a task."""
+        """Forgets what was remembered of a task, and what is being read of it."""
+        self._changes += 1
         self._headers.pop(name, None)
 
     def _usable(self, name: TaskName, header: TaskHeader | None, etag: str) -> TaskHeader:

@@ -5,6 +5,7 @@ transport maps kinds to its own codes in one table (``service.api.errors``).
 """
 
 from collections.abc import Mapping
+from typing import Self
 
 
 class FewSegError(Exception):
@@ -31,14 +32,21 @@ class FewSegError(Exception):
         self.field = field
         self.metadata = dict(metadata or {})
 
-    def within(self, prefix: str) -> "FewSegError":
-        """Prefixes the field path, as the error travels outwards; returns self."""
+    def within(self, prefix: str) -> Self:
+        """The error with its field path prefixed, as it travels outwards.
+
+        A copy: callers that wait for one build share its error, and each has a
+        path of its own.
+        """
+        copy = type(self).__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy.args = self.args
         if self.field is None:
-            self.field = prefix
+            copy.field = prefix
         else:
             joint = "" if self.field.startswith("[") else "."
-            self.field = f"{prefix}{joint}{self.field}"
-        return self
+            copy.field = f"{prefix}{joint}{self.field}"
+        return copy
 
 
 class InvalidArgumentError(FewSegError):
@@ -66,7 +74,7 @@ class AbortedError(FewSegError):
 
 
 class RetryableError(FewSegError):
-    """A failure that a later attempt may not meet.
+    """A failure that a later attempt may not meet; no field of the request is at fault.
 
     Args:
         retry_after: Seconds after which an attempt makes sense.
@@ -84,6 +92,10 @@ class RetryableError(FewSegError):
         super().__init__(reason, message, field=field, metadata=metadata)
         self.retry_after = retry_after
 
+    def within(self, prefix: str) -> Self:
+        """The error as it is."""
+        return self
+
 
 class ResourceExhaustedError(RetryableError):
     """The server is full: too many requests or tasks, or no room in the store."""
@@ -95,6 +107,10 @@ class UnavailableError(RetryableError):
 
 class DeadlineExceededError(FewSegError):
     """The caller's deadline passed before the answer was ready."""
+
+    def within(self, prefix: str) -> Self:
+        """The error as it is: no field of the request is at fault."""
+        return self
 
 
 class RepositoryError(FewSegError):

@@ -167,12 +167,16 @@ class ScoreMeaning(StrEnum):
     SOFTMAX = "softmax"
     #: Logistic function of the margin.
     SIGMOID = "sigmoid"
+    #: (1 + margin) / 2, of margins that are differences of probabilities.
+    LINEAR = "linear"
 
 
 class FeatureReuse(StrEnum):
     """Whether feature maps of queries are kept for other tasks and further clicks."""
 
     ALWAYS = "always"
+    #: From the second time on that an image is asked for.
+    SECOND_USE = "second_use"
     NEVER = "never"
 
 

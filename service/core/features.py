@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.core.caches import ByteBudgetCache
 from service.core.calls import Call
-from service.core.family import GraphRole, ModelFamily
+from service.core.family import FeatureReuse, GraphRole, ModelFamily
 from service.core.images import decode
 from service.core.ports import Engine
 from service.core.resize import check_size, to_network
@@ -21,6 +22,11 @@ from service.core.workers import CodecWorkers
 
 #: Fetches an image when its feature maps are not at hand.
 ImageLoader = Callable[[], Awaitable[SourceImage]]
+
+#: Graphs whose outputs are kept.
+_MAPS = (GraphRole.FEATURES, GraphRole.QUERY_FEATURES)
+#: Images that are remembered to have been seen once.
+_REMEMBERED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class ImageFeatures:
         engine: Runs the graphs.
         workers: Decode and resize.
         cache: Keeps the maps.
+        reuse: When the maps of a query are worth having; a family may forbid it altogether.
     """
 
     def __init__(
@@ -60,10 +67,34 @@ class ImageFeatures:
         engine: Engine,
         workers: CodecWorkers,
         cache: ByteBudgetCache[FeatureKey, FeatureMaps],
+        reuse: FeatureReuse = FeatureReuse.ALWAYS,
     ) -> None:
         self._engine = engine
         self._workers = workers
         self._cache = cache
+        self._reuse = reuse
+        self._seen: OrderedDict[FeatureKey, None] = OrderedDict()
+
+    def worth_keeping(self, family: ModelFamily, digest: str) -> bool:
+        """Whether a query is to go by its image's maps, rather than by ``query_decoder``.
+
+        Maps are many times larger than the image: where they cross a wire, they are fetched for
+        images that come again, such as those under several tasks.
+        """
+        policies = (family.feature_reuse, self._reuse)
+        if FeatureReuse.NEVER in policies:
+            return False
+        keys = [FeatureKey(family.name, digest, role) for role in _MAPS]
+        at_hand = any(self._cache.peek(key) is not None for key in keys)
+        if at_hand or FeatureReuse.SECOND_USE not in policies:
+            return True
+        key = keys[0]
+        if key in self._seen:
+            return True
+        self._seen[key] = None
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return False
 
     async def of_support(
         self, family: ModelFamily, digest: str, load: ImageLoader, call: Call

@@ -13,7 +13,6 @@ from service.core.caches import ByteBudgetCache
 from service.core.catalog import Catalog
 from service.core.deciding import MaskDecider
 from service.core.directory import TaskDirectory
-from service.core.errors import FewSegError
 from service.core.features import FeatureKey, FeatureMaps, ImageFeatures
 from service.core.guidance import GuidanceBuilder, GuidanceCache
 from service.core.intake import SupportIntake
@@ -91,7 +90,9 @@ class Gateway:
 
     def _assemble(self) -> None:
         directory = TaskDirectory(self._store, self._settings.tenants, self._now)
-        features = ImageFeatures(self._engine, self._workers, self._feature_cache)
+        features = ImageFeatures(
+            self._engine, self._workers, self._feature_cache, self._settings.feature_reuse
+        )
         self._builder = GuidanceBuilder(
             engine=self._engine,
             features=features,
@@ -174,8 +175,9 @@ class Gateway:
             await asyncio.sleep(self._settings.sweep_seconds)
             try:
                 await self.sweep()
-            except FewSegError as error:
-                _log.warning("sweep failed: %s", error.message)
+            except Exception:
+                # Whatever it was, the next sweep may succeed.
+                _log.warning("sweep failed", exc_info=True)
 
     async def sweep(self) -> None:
         """Removes what has expired: tasks, remembered requests, images without a task."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,6 +109,9 @@ class ShotSet:
     background: BackgroundEvidence
     missing: tuple[str, ...]
 
+
+#: Guidance that merges in less time than a visit to a worker thread takes.
+_MERGED_AT_ONCE = 64 * 1024
 
 GuidanceCache = ByteBudgetCache[ShotKey | TaskKey, ShotGuidance | TaskGuidance]
 
@@ -247,12 +252,15 @@ class GuidanceBuilder:
         evidence = BackgroundEvidence.INFERRED if inferred else BackgroundEvidence.GIVEN
         return ShotSet(tuple(shots), evidence, tuple(missing))
 
-    def merge(
+    async def merge(
         self, family: ModelFamily, shots: Sequence[ShotGuidance], call: Call
     ) -> dict[str, NDArray[Any]]:
         """The task's guidance, without batch dimension and padding."""
+        tensors = [shot.tensors for shot in shots]
         with call.clock.measure(Stage.MERGE):
-            return merge_shots(family, (shot.tensors for shot in shots))
+            if sum(shot.nbytes for shot in shots) <= _MERGED_AT_ONCE:
+                return merge_shots(family, tensors)
+            return await self._workers.run(merge_shots, family, tensors)
 
     async def keep(
         self,
@@ -275,7 +283,8 @@ class GuidanceBuilder:
     ) -> TaskGuidance:
         padded = pad_guidance(family, merged, len(header.classes))
         handle = await self._engine.put_guidance(family.name, padded)
-        return TaskGuidance(handle, background, self._drop)
+        release = partial(self._drop, asyncio.get_running_loop())
+        return TaskGuidance(handle, background, release)
 
     async def task(
         self,
@@ -301,7 +310,7 @@ class GuidanceBuilder:
                 record = await load()
                 detached = call.detached()
                 shot_set = await self.shots(family, record.header, record.supports, detached)
-                merged = self.merge(family, shot_set.shots, detached)
+                merged = await self.merge(family, shot_set.shots, detached)
                 return await self._put(family, record.header, merged, shot_set.background)
 
         guidance, reused = await self._cache.get(key, build, detached=True)
@@ -322,12 +331,13 @@ class GuidanceBuilder:
         """Lets the merged guidance of all revisions of a task go."""
         self._cache.discard_where(lambda key: isinstance(key, TaskKey) and key.uid == header.uid)
 
-    def _drop(self, handle: GuidanceHandle) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return  # the service has ended, and the engine with it
-        task = loop.create_task(self._engine.drop(handle))
+    def _drop(self, loop: asyncio.AbstractEventLoop, handle: GuidanceHandle) -> None:
+        """Called when guidance is collected, in whatever thread that happens."""
+        with suppress(RuntimeError):  # the loop has ended, and the engine with it
+            loop.call_soon_threadsafe(self._drop_soon, handle)
+
+    def _drop_soon(self, handle: GuidanceHandle) -> None:
+        task = asyncio.ensure_future(self._engine.drop(handle))
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
 

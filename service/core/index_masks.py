@@ -101,8 +101,7 @@ def check_index_mask(mask: IndexMask, image: Size, classes: Sequence[str]) -> tu
     try:
         present = _occurring(read_numbers(mask.png, image))
     except InvalidArgumentError as error:
-        error.within("png")
-        raise
+        raise error.within("png") from None
     for value in present:
         if value != 0 and value not in mask.class_of_value and value not in mask.void_values:
             raise InvalidArgumentError(

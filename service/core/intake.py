@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from service.core.annotations import check, digest, merge, weight
 from service.core.calls import Call
@@ -73,6 +74,22 @@ class SupportIntake:
         except FewSegError as error:
             raise error.within("annotation") from None
         return replace(support, annotation=annotation, annotation_digest=digest(annotation))
+
+    async def digest_of(self, *values: Any) -> str:
+        """SHA-256 of what a request asks for, in hexadecimal; large masks are hashed in a thread.
+
+        Args:
+            *values: A ``Registration``, or the values of a request.
+        """
+        match values:
+            case (Registration() as registration,):
+                return await self._workers.run(registration_digest, registration)
+            case _:
+                return await self._workers.run(lambda: BodyDigest(*values).hexdigest())
+
+    async def count_in(self, body: BodyDigest, given: SupportInput) -> None:
+        """Counts a support into the digest of the request that carries it."""
+        await self._workers.run(count_in, body, given)
 
     def check_weight(self, nbytes: int) -> None:
         """Raises OutOfLimitsError (ANNOTATIONS_TOO_LARGE) if a task may not hold so much.

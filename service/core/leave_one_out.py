@@ -9,7 +9,7 @@ from service.core.deciding import MaskDecider
 from service.core.family import GraphRole, ModelFamily
 from service.core.features import ImageFeatures
 from service.core.guidance import GuidanceBuilder, ShotGuidance, ShotSet, ways_of
-from service.core.merging import merge_shots, pad_guidance
+from service.core.merging import pad_guidance
 from service.core.planes import agreement, label_plane
 from service.core.ports import Store
 from service.core.timing import Stage
@@ -126,7 +126,7 @@ class LeaveOneOut:
         query, _ = await self._features.of_query(family, support.image_digest, load, call)
         guidance = pad_guidance(
             family,
-            merge_shots(family, (shot.tensors for shot in others)),
+            await self._builder.merge(family, others, call),
             len(header.classes),
         )
         logits = await self._decider.logits(family, GraphRole.DECODE, {**query, **guidance}, call)

@@ -131,7 +131,8 @@ def cut_shot(family: ModelFamily, outputs: Guidance, ways: int) -> dict[str, NDA
         rows = _rows(tensor, ways)
         for name in (tensor.name, tensor.weight):
             if name is not None:
-                kept[name] = np.ascontiguousarray(outputs[name][0][:rows])
+                # A view would keep the padded ways alive.
+                kept[name] = outputs[name][0][:rows].copy()
     return kept
 
 

@@ -186,11 +186,18 @@ class Store(Protocol):
         """Lets the store go. Closing twice is harmless."""
         ...
 
-    async def put_image(self, tenant: str, image: SourceImage) -> None:
+    async def put_image(self, tenant: str, image: SourceImage) -> datetime:
         """Keeps an image under its digest; one that is there already stays.
 
         An image that no task uses is removed by ``sweep`` once it is old.
+
+        Returns:
+            The moment of the put, for ``withdraw_images``.
         """
+        ...
+
+    async def withdraw_images(self, tenant: str, put: Mapping[str, datetime]) -> None:
+        """Removes images (moment of the put by digest) that no task uses and nobody put since."""
         ...
 
     async def get_image(self, tenant: str, digest: str) -> SourceImage:
@@ -216,6 +223,10 @@ class Store(Protocol):
 
     async def get(self, name: TaskName) -> TaskRecord | None:
         """The task with its supports in order, or None. Expired tasks are returned as well."""
+        ...
+
+    async def get_support(self, name: TaskName, support_id: str) -> Support | None:
+        """One support of a task, or None if there is no such task or support."""
         ...
 
     async def get_header(self, name: TaskName) -> TaskHeader | None:

@@ -3,14 +3,18 @@
 Every step of a post chain is linear and works on rows and columns alike, so that
 the whole chain is A_y L A_x^T with one matrix per axis. The matrices are composed
 step by step in float64, once per set of sizes.
+
+A row of such a matrix is a few neighbouring taps and zeros. Nothing here ever holds
+all the zeros of a long axis, so that memory grows with its length alone.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -20,14 +24,62 @@ from service.core.errors import RepositoryError
 from service.core.family import PostOp, PostStep, PostTarget, ResizeMode
 from service.core.types import Size
 
-_Matrix = NDArray[np.float64]
-_Axis = NDArray[np.float32]
+_Floats = NDArray[np.float64]
+_Ints = NDArray[np.int64]
+_Matrix = NDArray[np.float32]
 
 _CACHE_BYTES: Final = 32 * 1024 * 1024
 #: Multiplications up to which OpenBLAS stays in the calling thread (its own threshold),
 #: and the rows of a block that wide outputs still get.
 _BLOCK: Final = 4 * 65_536
 _BLOCK_ROWS: Final = 8
+#: Rows of a matrix that are kept with the zeros between their first and last tap: most
+#: masks are one such piece, and one product of BLAS.
+_PIECE_ROWS: Final = 640
+
+
+@dataclass(frozen=True, slots=True)
+class AxisPiece:
+    """Neighbouring rows of an axis' matrix, without the columns in which they have no tap.
+
+    Attributes:
+        rows: Which rows of the matrix.
+        columns: Which columns of the matrix.
+        matrix: float32 [rows, columns], not writable.
+    """
+
+    rows: slice
+    columns: slice
+    matrix: _Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis' matrix from the logits' grid to the output.
+
+    Attributes:
+        length: Rows of the matrix: pixels of the output's axis.
+        grid: Columns of the matrix: cells of the grid's axis.
+        pieces: Cover the rows from the first to the last.
+    """
+
+    length: int
+    grid: int
+    pieces: tuple[AxisPiece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pieces."""
+        return sum(piece.matrix.nbytes for piece in self.pieces)
+
+    def within(self, rows: slice) -> Iterator[AxisPiece]:
+        """The pieces of some rows, counted from the first of them."""
+        start, stop, _ = rows.indices(self.length)
+        for piece in self.pieces:
+            top, bottom = max(piece.rows.start, start), min(piece.rows.stop, stop)
+            if top < bottom:
+                kept = piece.matrix[top - piece.rows.start : bottom - piece.rows.start]
+                yield AxisPiece(slice(top - start, bottom - start), piece.columns, kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +122,7 @@ class PostChain:
     def __init__(self, steps: Sequence[PostStep], cache_bytes: int = _CACHE_BYTES) -> None:
         self._steps = tuple(steps)
         self._cache_bytes = cache_bytes
-        self._composed: OrderedDict[_AxisSizes, _Axis] = OrderedDict()
+        self._composed: OrderedDict[_AxisSizes, Axis] = OrderedDict()
         self._nbytes = 0
         self._lock = threading.Lock()
         targets = [step.target for step in self._steps]
@@ -88,7 +140,7 @@ class PostChain:
 
     def axes(
         self, grid: Size, input_: Size, original: Size, output: Size | None
-    ) -> tuple[_Axis, _Axis]:
+    ) -> tuple[Axis, Axis]:
         """The matrices from the logits' grid to the output.
 
         Args:
@@ -98,8 +150,7 @@ class PostChain:
             output: Size of the mask; None for the network's input size.
 
         Returns:
-            A_y [output rows, grid rows] and A_x [output columns, grid columns],
-            float32, not writable.
+            A_y of [output rows, grid rows] and A_x of [output columns, grid columns].
 
         Raises:
             RepositoryError: BAD_POST_CHAIN: a crop is larger than what it crops.
@@ -113,7 +164,7 @@ class PostChain:
             self._axis(_AxisSizes(grid.width, input_.width, original.width, longest, output.width)),
         )
 
-    def _axis(self, sizes: _AxisSizes) -> _Axis:
+    def _axis(self, sizes: _AxisSizes) -> Axis:
         with self._lock:
             found = self._composed.get(sizes)
             if found is not None:
@@ -129,43 +180,45 @@ class PostChain:
                 self._nbytes -= self._composed.popitem(last=False)[1].nbytes
         return composed
 
-    def _compose(self, sizes: _AxisSizes) -> _Axis:
-        matrix: _Matrix = np.eye(sizes.grid)
+    def _compose(self, sizes: _AxisSizes) -> Axis:
+        taps = _Taps(np.arange(sizes.grid), np.ones((sizes.grid, 1)))
         for step in self._steps:
-            matrix = _apply(step, matrix, sizes)
-        composed = np.ascontiguousarray(matrix, dtype=np.float32)
-        composed.flags.writeable = False
-        return composed
+            taps = _apply(step, taps, sizes)
+        count = -(-taps.length // _PIECE_ROWS)
+        borders = [taps.length * index // count for index in range(count + 1)]
+        pieces = (_piece(taps, slice(top, bottom), sizes.grid) for top, bottom in pairwise(borders))
+        return Axis(taps.length, sizes.grid, tuple(pieces))
 
 
 def upsample(
-    logits: NDArray[np.float32], rows_matrix: _Axis, columns_matrix: _Axis, rows: slice
+    logits: NDArray[np.float32], rows_axis: Axis, columns_axis: Axis, rows: slice
 ) -> NDArray[np.float32]:
     """Some rows of A_y L A_x^T, for each plane.
 
     Args:
         logits: float32 [planes, h, w].
-        rows_matrix: A_y, float32 [height, h].
-        columns_matrix: A_x, float32 [width, w].
+        rows_axis: A_y, of [height, h].
+        columns_axis: A_x, of [width, w].
         rows: Which rows of the output.
 
     Returns:
         float32 [planes, rows, width].
     """
     planes, _, width = logits.shape
-    band = rows_matrix[rows]
+    height = len(range(*rows.indices(rows_axis.length)))
     # The short axis first: what is left is one product of two matrices for all planes.
-    partial = np.empty((planes, len(band), width), dtype=np.float32)
-    for plane, narrow in zip(logits, partial, strict=True):
-        _multiply(band, plane, narrow)
-    upsampled = np.empty((planes, len(band), len(columns_matrix)), dtype=np.float32)
-    _multiply(
-        partial.reshape(-1, width), columns_matrix.T, upsampled.reshape(-1, len(columns_matrix))
-    )
+    partial = np.empty((planes, height, width), dtype=np.float32)
+    for piece in rows_axis.within(rows):
+        for plane, narrow in zip(logits, partial, strict=True):
+            _multiply(piece.matrix, plane[piece.columns], narrow[piece.rows])
+    upsampled = np.empty((planes, height, columns_axis.length), dtype=np.float32)
+    lines, wide = partial.reshape(-1, width), upsampled.reshape(-1, columns_axis.length)
+    for piece in columns_axis.pieces:
+        _multiply(lines[:, piece.columns], piece.matrix.T, wide[:, piece.rows])
     return upsampled
 
 
-def _multiply(left: _Axis, right: _Axis, product: _Axis) -> None:
+def _multiply(left: _Matrix, right: _Matrix, product: _Matrix) -> None:
     """Matrix product, in blocks that BLAS does not spread over threads.
 
     Requests run side by side on worker threads already. BLAS threads under them gain
@@ -181,6 +234,55 @@ def _multiply(left: _Axis, right: _Axis, product: _Axis) -> None:
             np.matmul(left[down], right[:, across], out=product[down, across])
 
 
+@dataclass(frozen=True, slots=True)
+class _Taps:
+    """A matrix whose rows hold a few neighbouring numbers each, and zeros.
+
+    Attributes:
+        first: int64 [rows]: column of each row's first tap.
+        weights: float64 [rows, taps]; zero where a tap lies beyond the last column.
+    """
+
+    first: _Ints
+    weights: _Floats
+
+    @property
+    def length(self) -> int:
+        """Rows."""
+        return len(self.first)
+
+    def mixed(self, low: _Ints, high: _Ints, low_share: _Floats, high_share: _Floats) -> _Taps:
+        """Rows that each add up two rows of this matrix.
+
+        Args:
+            low: int64 [n]: the one row of each sum.
+            high: int64 [n]: the other row; it begins no further left.
+            low_share: float64 [n]: factor of the one.
+            high_share: float64 [n]: factor of the other.
+        """
+        first = self.first[low]
+        shift = self.first[high] - first
+        taps = self.weights.shape[1]
+        weights = np.zeros((len(low), taps + int(shift.max())))
+        weights[:, :taps] = self.weights[low] * low_share[:, None]
+        places = shift[:, None] + np.arange(taps)
+        weights[np.arange(len(low))[:, None], places] += self.weights[high] * high_share[:, None]
+        return _Taps(first, weights)
+
+
+def _piece(taps: _Taps, rows: slice, grid: int) -> AxisPiece:
+    first, weights = taps.first[rows], taps.weights[rows]
+    left = int(first.min())
+    right = int(first.max()) + weights.shape[1]
+    matrix = np.zeros((len(first), right - left), dtype=np.float32)
+    places = (first - left)[:, None] + np.arange(weights.shape[1])
+    matrix[np.arange(len(first))[:, None], places] = weights
+    # Taps beyond the grid are zero.
+    kept = np.ascontiguousarray(matrix[:, : grid - left])
+    kept.flags.writeable = False
+    return AxisPiece(rows, slice(left, min(right, grid)), kept)
+
+
 def _check_step(step: PostStep) -> None:
     if step.op is PostOp.DECONVOLVE:
         if step.factor < 1 or step.target is not None:
@@ -191,24 +293,24 @@ def _check_step(step: PostStep) -> None:
         raise RepositoryError("BAD_POST_CHAIN", f"The step {step.op} names no target.")
 
 
-def _apply(step: PostStep, matrix: _Matrix, sizes: _AxisSizes) -> _Matrix:
+def _apply(step: PostStep, taps: _Taps, sizes: _AxisSizes) -> _Taps:
     if step.op is PostOp.DECONVOLVE:
-        return _deconvolve(matrix, step.factor)
+        return _deconvolve(taps, step.factor)
     length = sizes.of(step.target)
     if step.op is PostOp.RESIZE:
-        return _resize(matrix, length, step.mode)
-    if length > len(matrix):
+        return _resize(taps, length, step.mode)
+    if length > taps.length:
         raise RepositoryError(
-            "BAD_POST_CHAIN", f"A crop to {length} meets an axis of {len(matrix)} only."
+            "BAD_POST_CHAIN", f"A crop to {length} meets an axis of {taps.length} only."
         )
-    return matrix[:length]
+    return _Taps(taps.first[:length], taps.weights[:length])
 
 
-def _resize(matrix: _Matrix, length: int, mode: ResizeMode) -> _Matrix:
+def _resize(taps: _Taps, length: int, mode: ResizeMode) -> _Taps:
     """Bilinear resize of the rows as torch defines it: no antialiasing, edges repeated."""
-    present = len(matrix)
+    present = taps.length
     if present == length:
-        return matrix
+        return taps
     target = np.arange(length, dtype=np.float64)
     if mode is ResizeMode.ALIGN_CORNERS:
         source = target * ((present - 1) / (length - 1)) if length > 1 else target
@@ -216,12 +318,11 @@ def _resize(matrix: _Matrix, length: int, mode: ResizeMode) -> _Matrix:
         source = np.maximum((target + 0.5) * (present / length) - 0.5, 0.0)
     low = np.minimum(source.astype(np.int64), present - 1)
     high = np.minimum(low + 1, present - 1)
-    share = (source - low)[:, None]
-    resized: _Matrix = matrix[low] * (1.0 - share) + matrix[high] * share
-    return resized
+    share = source - low
+    return taps.mixed(low, high, 1.0 - share, share)
 
 
-def _deconvolve(matrix: _Matrix, factor: int) -> _Matrix:
+def _deconvolve(taps: _Taps, factor: int) -> _Taps:
     """Transposed convolution of stride ``factor`` with the triangle of revolver.md, section 3.
 
     The kernel has 2 * factor taps 1 - |k - (factor - 0.5)| / factor, not normalised.
@@ -229,8 +330,11 @@ def _deconvolve(matrix: _Matrix, factor: int) -> _Matrix:
     above and of the row below, where there are such rows.
     """
     triangle = 1.0 - np.abs(np.arange(2 * factor) - (factor - 0.5)) / factor
-    length, columns = matrix.shape
-    spread = np.zeros((length + 1, factor, columns))
-    spread[:-1] += matrix[:, None, :] * triangle[:factor, None]
-    spread[1:] += matrix[:, None, :] * triangle[factor:, None]
-    return spread.reshape(factor * (length + 1), columns)
+    below, phase = np.divmod(np.arange(factor * (taps.length + 1)), factor)
+    above = below - 1
+    return taps.mixed(
+        np.maximum(above, 0),
+        np.minimum(below, taps.length - 1),
+        np.where(above >= 0, triangle[factor + phase], 0.0),
+        np.where(below < taps.length, triangle[phase], 0.0),
+    )

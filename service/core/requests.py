@@ -82,6 +82,12 @@ class RequestMemory:
         self._now = now
         self._locks = KeyedLocks()
 
+    async def recall(self, request: RequestId) -> RememberedRequest | None:
+        """What is remembered of a request now."""
+        if not request.value:
+            return None
+        return await self._store.find_request(request.tenant, request.method, request.value)
+
     @asynccontextmanager
     async def once(self, request: RequestId) -> AsyncIterator[RememberedRequest | None]:
         """Lets one request of an id in at a time, and says what is remembered of it."""
@@ -89,7 +95,7 @@ class RequestMemory:
             yield None
             return
         async with self._locks.hold(request):
-            yield await self._store.find_request(request.tenant, request.method, request.value)
+            yield await self.recall(request)
 
     def replay(self, remembered: RememberedRequest, body_digest: str) -> TaskReport:
         """The first answer again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -19,8 +20,9 @@ from service.core.errors import (
     InvalidArgumentError,
     NotFoundError,
     OutOfLimitsError,
+    UnavailableError,
 )
-from service.core.family import FeatureReuse, GraphRole, ModelFamily
+from service.core.family import GraphRole, ModelFamily
 from service.core.features import ImageFeatures, ImageLoader
 from service.core.guidance import GuidanceBuilder, TaskGuidance
 from service.core.limits import Limits
@@ -40,6 +42,9 @@ from service.core.types import (
 )
 
 _RecordLoader = Callable[[], Awaitable[TaskRecord]]
+
+#: Fetches guidance; True says that what it gave before was lost.
+_Guide = Callable[[bool], Awaitable[tuple[TaskGuidance, bool]]]
 
 #: How often a query follows a task that changes under it before it gives up.
 _ATTEMPTS = 5
@@ -140,41 +145,51 @@ class Segmenter:
         async with running(call, self._telemetry), self._admission.slot(call, patient=True):
             if pin is None:
                 return await self._under_latest(Query(task, image, options), call)
-            with self._catalog.lease_of(pin.record.header) as family:
-                guidance, reused = await self._pinned(family, pin, call)
-                return await self._answer(
-                    family, pin.record.header, guidance, reused, _given(image), options, call
-                )
+            header = pin.record.header
+            with self._catalog.lease_of(header) as family:
+                guide = partial(self._pinned, family, pin, call)
+                return await self._answer(family, header, guide, _given(image), options, call)
 
     async def _pinned(
-        self, family: ModelFamily, pin: _Pin, call: Call
+        self, family: ModelFamily, pin: _Pin, call: Call, again: bool
     ) -> tuple[TaskGuidance, bool]:
-        if pin.guidance.handle.family == family.name:
+        if not again and pin.guidance.handle.family == family.name:
             return pin.guidance, True
         try:
-            return await self._builder.task(family, pin.record.header, _already(pin.record), call)
+            pin.guidance, reused = await self._task_guidance(
+                family, pin.record.header, _already(pin.record), call, again
+            )
         except NotFoundError:
             raise AbortedError(
                 "REVISION_GONE",
                 "The model changed, and the pinned revision's images are gone; open a new stream.",
             ) from None
+        return pin.guidance, reused
 
     async def _under_latest(self, query: Query, call: Call) -> Segmentation:
         for _ in range(_ATTEMPTS):
             header = await self._directory.header(query.task, call, etag=query.etag)
+            image = await self._image(query, call)
             with self._catalog.lease_of(header) as family:
+                loader = self._loader(header, call)
+                guide = partial(self._task_guidance, family, header, loader, call)
                 try:
-                    guidance, reused = await self._builder.task(
-                        family, header, self._loader(header, call), call
-                    )
+                    return await self._answer(family, header, guide, image, query.options, call)
                 except _RevisionMovedError:
                     self._directory.forget(query.task)
-                    continue
-                image = await self._image(query, call)
-                return await self._answer(
-                    family, header, guidance, reused, image, query.options, call
-                )
         raise AbortedError("TASK_CHANGING", "The task keeps changing; try again.")
+
+    async def _task_guidance(
+        self,
+        family: ModelFamily,
+        header: TaskHeader,
+        load: _RecordLoader,
+        call: Call,
+        again: bool,
+    ) -> tuple[TaskGuidance, bool]:
+        if again:
+            self._builder.forget(family, header)
+        return await self._builder.task(family, header, load, call)
 
     def _loader(self, header: TaskHeader, call: Call) -> _RecordLoader:
         async def load() -> TaskRecord:
@@ -189,8 +204,8 @@ class Segmenter:
     async def _image(self, query: Query, call: Call) -> _QueryImage:
         if isinstance(query.image, SourceImage):
             return _given(query.image)
-        record = await self._directory.record(query.task, call)
-        support = record.support(query.image)
+        with call.clock.measure(Stage.STORE):
+            support = await self._store.get_support(query.task, query.image)
         if support is None:
             raise support_not_found(query.image)
         digest = support.image_digest
@@ -205,8 +220,7 @@ class Segmenter:
         self,
         family: ModelFamily,
         header: TaskHeader,
-        guidance: TaskGuidance,
-        guidance_reused: bool,
+        guide: _Guide,
         image: _QueryImage,
         options: OutputOptions,
         call: Call,
@@ -216,7 +230,15 @@ class Segmenter:
             role, inputs, reused = await self._query_inputs(family, image, call)
         except InvalidArgumentError as error:
             raise error.within("image") from None
-        logits = await self._decider.logits(family, role, inputs, call, handle=guidance.handle)
+        guidance, guidance_reused = await guide(False)
+        try:
+            logits = await self._decider.logits(family, role, inputs, call, handle=guidance.handle)
+        except UnavailableError as error:
+            if error.reason != "GUIDANCE_DROPPED":
+                raise
+            # The engine lost it, by a family that left and came back: once more.
+            guidance, guidance_reused = await guide(True)
+            logits = await self._decider.logits(family, role, inputs, call, handle=guidance.handle)
         mask, content = await self._decider.encoded(
             family,
             logits,
@@ -241,7 +263,7 @@ class Segmenter:
     async def _query_inputs(
         self, family: ModelFamily, image: _QueryImage, call: Call
     ) -> tuple[GraphRole, dict[str, NDArray[Any]], bool]:
-        if family.feature_reuse is FeatureReuse.NEVER:
+        if not self._features.worth_keeping(family, image.digest):
             pixels = await self._features.network_image(family, await image.load(), call)
             return GraphRole.QUERY_DECODER, {"image": pixels}, False
         maps, reused = await self._features.of_query(family, image.digest, image.load, call)
@@ -282,7 +304,7 @@ class StreamSession:
         self._pin = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Pin:
     """A revision, and its guidance under the family of the moment."""
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from service.core.family import FeatureReuse
+
 
 @dataclass(frozen=True, slots=True)
 class CoreSettings:
@@ -15,6 +17,7 @@ class CoreSettings:
     Attributes:
         guidance_bytes: Budget of the guidance cache.
         feature_bytes: Budget of the feature-map cache.
+        feature_reuse: When feature maps of queries are worth keeping; see ``FeatureReuse``.
         codec_threads: Threads that decode, resize, rasterise, upsample and encode.
         slots: Requests that run at once; the rest waits.
         queue_seconds: The longest that a request waits for a slot.
@@ -30,6 +33,7 @@ class CoreSettings:
 
     guidance_bytes: int = 256 * 1024 * 1024
     feature_bytes: int = 256 * 1024 * 1024
+    feature_reuse: FeatureReuse = FeatureReuse.ALWAYS
     codec_threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     slots: int = field(default_factory=lambda: 2 * (os.cpu_count() or 1))
     queue_seconds: float = 10.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -20,7 +21,7 @@ from service.core.errors import (
 )
 from service.core.family import ModelFamily
 from service.core.guidance import GuidanceBuilder, ShotSet, infers_background
-from service.core.intake import SupportIntake, count_in, registration_digest, weight_of, with_ids
+from service.core.intake import SupportIntake, weight_of, with_ids
 from service.core.leave_one_out import LeaveOneOut
 from service.core.ports import RememberedRequest, Store, TaskChange, Telemetry
 from service.core.requests import BodyDigest, KeyedLocks, RequestId, RequestMemory
@@ -28,7 +29,6 @@ from service.core.segmentation import support_not_found
 from service.core.timing import Stage
 from service.core.types import (
     AnnotationInput,
-    BackgroundEvidence,
     Registration,
     Support,
     SupportInput,
@@ -48,12 +48,14 @@ class _Edit:
         supports: The whole set after it.
         upserted, removed: What the store has to do.
         judged: Ids of the supports whose agreement is reported.
+        field: The field at fault if a class is left without a pixel.
     """
 
     supports: tuple[Support, ...]
     upserted: tuple[Support, ...] = ()
     removed: tuple[str, ...] = ()
     judged: Collection[str] = field(default=())
+    field: str | None = None
 
 
 class Tasks:
@@ -111,11 +113,12 @@ class Tasks:
             NotFoundError: No such tenant or model.
         """
         request = RequestId(registration.tenant, "RegisterTask", registration.request_id)
-        body = registration_digest(registration)
+        body = await self._intake.digest_of(registration)
+        # The slot is taken last: who waits for another request holds none.
         async with (
             running(call, self._telemetry),
-            self._admission.slot(call),
             self._requests.once(request) as remembered,
+            self._admission.slot(call),
         ):
             if remembered is not None:
                 return self._requests.replay(remembered, body)
@@ -164,12 +167,20 @@ class Tasks:
         )
         if shot_set.missing:
             raise InvalidArgumentError(*_without_pixels(shot_set, family), field="supports")
+        record = TaskRecord(replace(header, background=shot_set.background), record.supports)
         judged = [support.support_id for support in record.supports]
 
         async def commit(remember: RememberedRequest | None) -> None:
-            for image in images.values():
-                await self._store.put_image(header.name.tenant, image)
-            await self._store.create(record, remember)
+            put = {}
+            try:
+                for digest, image in images.items():
+                    put[digest] = await self._store.put_image(header.name.tenant, image)
+                await finished(self._store.create(record, remember))
+            except BaseException:
+                await self._withdraw(header.name.tenant, put)
+                raise
+            finally:
+                self._directory.forget(header.name)
 
         report = await self._finish(family, record, shot_set, judged, request, body, commit, call)
         self._telemetry.tasks(await self._store.count())
@@ -197,19 +208,15 @@ class Tasks:
         """A task as it is kept."""
         async with running(call, self._telemetry):
             record = await self._directory.record(name, call)
-            with self._catalog.lease_of(record.header) as family:
-                guidance = self._builder.peek(family, record.header)
-                if guidance is not None:
-                    background, nbytes = guidance.background, guidance.nbytes
-                else:
-                    inferred = infers_background(family, record.supports)
-                    background = (
-                        BackgroundEvidence.INFERRED if inferred else BackgroundEvidence.GIVEN
-                    )
-                    nbytes = 0
-                return TaskReport(
-                    record.header, _summaries(record), family.name, background, nbytes
-                )
+            header = record.header
+            family = self._catalog.families().get(header.model)
+            guidance = None if family is None else self._builder.peek(family, header)
+            return TaskReport(
+                header,
+                _summaries(record),
+                "" if family is None else family.name,
+                0 if guidance is None else guidance.nbytes,
+            )
 
     async def list(self, tenant: str, *, page_size: int, after: str) -> Sequence[TaskHeader]:
         """Headers in the order of task ids, those above ``after``; a short page is the last."""
@@ -244,36 +251,60 @@ class Tasks:
         """
         request = RequestId(name.tenant, "AddSupports", request_id)
         body = BodyDigest(str(name), etag)
-        async with running(call, self._telemetry), self._requests.once(request) as remembered:
+        async with running(call, self._telemetry):
+            # A stream may be long or dead: its id is held for the last step only.
+            remembered = await self._requests.recall(request)
             if remembered is not None:
                 async for given in supports:
-                    count_in(body, given)
+                    await self._intake.count_in(body, given)
                 return self._requests.replay(remembered, body.hexdigest())
-            record = await self._directory.record(name, call, etag=etag)
-            added = await self._receive(record, supports, body, call)
+            put: dict[str, datetime] = {}
+            try:
+                record = await self._directory.record(name, call, etag=etag)
+                added = await self._receive(record, supports, body, put, call)
+                return await self._append(name, etag, added, request, body, call)
+            except BaseException:
+                await self._withdraw(name.tenant, put)
+                raise
 
-            async def edit(current: TaskRecord) -> _Edit:
-                self._intake.check_count(len(current.supports) + len(added))
-                taken = [support.support_id for support in current.supports]
-                new = with_ids(added, taken=taken)
-                judged = [support.support_id for support in new]
-                return _Edit(current.supports + new, upserted=new, judged=judged)
+    async def _append(
+        self,
+        name: TaskName,
+        etag: str,
+        added: Sequence[Support],
+        request: RequestId,
+        body: BodyDigest,
+        call: Call,
+    ) -> TaskReport:
+        async def edit(current: TaskRecord) -> _Edit:
+            self._intake.check_count(len(current.supports) + len(added))
+            taken = [support.support_id for support in current.supports]
+            new = with_ids(added, taken=taken)
+            judged = [support.support_id for support in new]
+            return _Edit(current.supports + new, upserted=new, judged=judged)
 
-            return await self._change(name, etag, request, body.hexdigest(), edit, call)
+        return await self._change_once(name, etag, request, body.hexdigest(), edit, call)
+
+    async def _withdraw(self, tenant: str, put: Mapping[str, datetime]) -> None:
+        """Lets images go that a call has put in vain, unless others count on them."""
+        if put:
+            with suppress(FewSegError):  # the sweep finds what stays
+                await finished(self._store.withdraw_images(tenant, put))
 
     async def _receive(
         self,
         record: TaskRecord,
         supports: AsyncIterator[SupportInput],
         body: BodyDigest,
+        put: dict[str, datetime],
         call: Call,
     ) -> Sequence[Support]:
-        """Checks, computes and stores each support as it comes."""
+        """Checks, computes and stores each support as it comes; notes its image in ``put``."""
         added: list[Support] = []
         header = record.header
         nbytes = weight_of(record.supports)
         async for given in supports:
-            count_in(body, given)
+            await self._intake.count_in(body, given)
             self._intake.check_count(len(record.supports) + len(added) + 1)
             try:
                 async with self._admission.slot(call, patient=True):
@@ -289,7 +320,8 @@ class Tasks:
                         except InvalidArgumentError as error:
                             raise error.within("image") from None
                     with call.clock.measure(Stage.STORE):
-                        await self._store.put_image(header.name.tenant, given.image)
+                        digest = given.image.digest
+                        put[digest] = await self._store.put_image(header.name.tenant, given.image)
             except FewSegError as error:
                 raise error.within(f"supports[{len(added)}]") from None
             added.append(support)
@@ -312,7 +344,7 @@ class Tasks:
     ) -> TaskReport:
         """Replaces the annotation of a known image, or paints more marks over it."""
         request = RequestId(name.tenant, "AnnotateSupport", request_id)
-        body = BodyDigest(str(name), support_id, annotation, extend, etag).hexdigest()
+        body = await self._intake.digest_of(str(name), support_id, annotation, extend, etag)
 
         async def edit(current: TaskRecord) -> _Edit:
             old = current.support(support_id)
@@ -322,9 +354,10 @@ class Tasks:
                 old, annotation, current.header.classes, call, extend=extend
             )
             supports = tuple(new if s is old else s for s in current.supports)
-            return _Edit(supports, upserted=(new,))
+            return _Edit(supports, upserted=(new,), field="annotation")
 
-        return await self._change_once(name, etag, request, body, edit, call)
+        async with running(call, self._telemetry):
+            return await self._change_once(name, etag, request, body, edit, call)
 
     async def remove_support(
         self, name: TaskName, support_id: str, *, etag: str, request_id: str, call: Call
@@ -337,9 +370,10 @@ class Tasks:
             if current.support(support_id) is None:
                 raise support_not_found(support_id)
             left = tuple(s for s in current.supports if s.support_id != support_id)
-            return _Edit(left, removed=(support_id,))
+            return _Edit(left, removed=(support_id,), field="support_id")
 
-        return await self._change_once(name, etag, request, body, edit, call)
+        async with running(call, self._telemetry):
+            return await self._change_once(name, etag, request, body, edit, call)
 
     async def _change_once(
         self,
@@ -350,7 +384,7 @@ class Tasks:
         edit: Callable[[TaskRecord], Awaitable[_Edit]],
         call: Call,
     ) -> TaskReport:
-        async with running(call, self._telemetry), self._requests.once(request) as remembered:
+        async with self._requests.once(request) as remembered:
             if remembered is not None:
                 return self._requests.replay(remembered, body)
             return await self._change(name, etag, request, body, edit, call)
@@ -364,7 +398,7 @@ class Tasks:
         edit: Callable[[TaskRecord], Awaitable[_Edit]],
         call: Call,
     ) -> TaskReport:
-        async with self._admission.slot(call), self._locks.hold(name):
+        async with self._locks.hold(name), self._admission.slot(call):
             before = await self._directory.record(name, call, etag=etag)
             with self._catalog.lease_of(before.header) as family:
                 edited = await edit(before)
@@ -378,7 +412,11 @@ class Tasks:
                 record = TaskRecord(header, edited.supports)
                 shot_set = await self._builder.shots(family, header, record.supports, call)
                 if shot_set.missing:
-                    raise FailedPreconditionError(*_without_pixels(shot_set, family))
+                    raise FailedPreconditionError(
+                        *_without_pixels(shot_set, family), field=edited.field
+                    )
+                header = replace(header, background=shot_set.background)
+                record = TaskRecord(header, edited.supports)
 
                 async def commit(remember: RememberedRequest | None) -> None:
                     change = TaskChange(header, edited.upserted, edited.removed, remember)
@@ -406,13 +444,12 @@ class Tasks:
         call: Call,
     ) -> TaskReport:
         """Merges, judges, commits, and keeps the guidance for the queries to come."""
-        merged = self._builder.merge(family, shot_set.shots, call)
+        merged = await self._builder.merge(family, shot_set.shots, call)
         limited = list(judged)[: self._leave_one_out_limit]
         report = TaskReport(
             header=record.header,
             supports=_summaries(record),
             family=family.name,
-            background=shot_set.background,
             guidance_bytes=sum(tensor.nbytes for tensor in merged.values()),
             leave_one_out=await self._judge.judge(
                 family, record.header, record.supports, shot_set, limited, call

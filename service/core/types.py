@@ -179,6 +179,13 @@ class TaskName:
         return f"tenants/{self.tenant}/tasks/{self.task}"
 
 
+class BackgroundEvidence(StrEnum):
+    """Where a task's background evidence comes from (DESIGN: no background evidence)."""
+
+    GIVEN = "given"
+    INFERRED = "inferred"
+
+
 @dataclass(frozen=True, slots=True)
 class TaskHeader:
     """Everything about a task but its supports.
@@ -193,6 +200,7 @@ class TaskHeader:
         support_count: Number of supports.
         create_time, update_time: UTC.
         expire_time: UTC, or None for never.
+        background: Where the background evidence of this revision came from.
     """
 
     name: TaskName
@@ -205,6 +213,7 @@ class TaskHeader:
     create_time: datetime
     update_time: datetime
     expire_time: datetime | None = None
+    background: BackgroundEvidence = BackgroundEvidence.GIVEN
 
     @property
     def etag(self) -> str:
@@ -253,13 +262,6 @@ class Registration:
     request_id: str = ""
 
 
-class BackgroundEvidence(StrEnum):
-    """Where a task's background evidence comes from (DESIGN: no background evidence)."""
-
-    GIVEN = "given"
-    INFERRED = "inferred"
-
-
 @dataclass(frozen=True, slots=True)
 class ClassAgreement:
     """Intersection over union of a prediction with an annotation on its labelled pixels."""
@@ -297,17 +299,20 @@ class TaskReport:
         header: Everything but the supports.
         supports: In the order of the set.
         family: Family that the alias stands for.
-        background: Where the background evidence comes from.
-        guidance_bytes: Size of the merged guidance.
+        guidance_bytes: Size of the merged guidance in memory; 0 when it was let go.
         leave_one_out: Agreement by support id, where it was computed.
     """
 
     header: TaskHeader
     supports: tuple[SupportSummary, ...]
     family: str
-    background: BackgroundEvidence
     guidance_bytes: int
     leave_one_out: dict[str, tuple[ClassAgreement, ...]] = field(default_factory=dict)
+
+    @property
+    def background(self) -> BackgroundEvidence:
+        """Where the background evidence comes from."""
+        return self.header.background
 
 
 class MaskFormat(StrEnum):

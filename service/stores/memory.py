@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -67,10 +67,18 @@ class MemoryStore:
     async def close(self) -> None:
         """See ``Store``."""
 
-    async def put_image(self, tenant: str, image: SourceImage) -> None:
+    async def put_image(self, tenant: str, image: SourceImage) -> datetime:
         """See ``Store``."""
         kept = self._images.setdefault((tenant, image.digest), _KeptImage(image, 0, None))
-        kept.awaited_since = self._now()
+        kept.awaited_since = now = self._now()
+        return now
+
+    async def withdraw_images(self, tenant: str, put: Mapping[str, datetime]) -> None:
+        """See ``Store``."""
+        for digest, moment in put.items():
+            kept = self._images.get((tenant, digest))
+            if kept is not None and kept.uses == 0 and kept.awaited_since == moment:
+                del self._images[tenant, digest]
 
     async def get_image(self, tenant: str, digest: str) -> SourceImage:
         """See ``Store``."""
@@ -99,6 +107,11 @@ class MemoryStore:
     async def get(self, name: TaskName) -> TaskRecord | None:
         """See ``Store``."""
         return self._tasks.get(name)
+
+    async def get_support(self, name: TaskName, support_id: str) -> Support | None:
+        """See ``Store``."""
+        record = self._tasks.get(name)
+        return None if record is None else record.support(support_id)
 
     async def get_header(self, name: TaskName) -> TaskHeader | None:
         """See ``Store``."""

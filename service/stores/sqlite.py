@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from service.core.errors import UnavailableError
 from service.core.limits import Limits
 from service.core.ports import RememberedRequest, Sweep, TaskChange
-from service.core.types import SourceImage, TaskHeader, TaskName, TaskRecord
+from service.core.types import SourceImage, Support, TaskHeader, TaskName, TaskRecord
 from service.stores import sqlite_rows as rows
 from service.stores.refusals import store_unavailable
 from service.stores.sqlite_lane import Lane, Ownership, primary_code
@@ -105,10 +105,15 @@ class SqliteStore:
             if writer is not None:
                 await writer.close()
 
-    async def put_image(self, tenant: str, image: SourceImage) -> None:
+    async def put_image(self, tenant: str, image: SourceImage) -> datetime:
         """See ``Store``."""
         clock = self._clock()
         await self._write(lambda c: rows.put_image(c, tenant, image, clock))
+        return clock.now
+
+    async def withdraw_images(self, tenant: str, put: Mapping[str, datetime]) -> None:
+        """See ``Store``."""
+        await self._write(lambda c: rows.withdraw_images(c, tenant, put))
 
     async def get_image(self, tenant: str, digest: str) -> SourceImage:
         """See ``Store``."""
@@ -122,6 +127,10 @@ class SqliteStore:
     async def get(self, name: TaskName) -> TaskRecord | None:
         """See ``Store``."""
         return await self._read(lambda c: rows.get(c, name))
+
+    async def get_support(self, name: TaskName, support_id: str) -> Support | None:
+        """See ``Store``."""
+        return await self._read(lambda c: rows.get_support(c, name, support_id))
 
     async def get_header(self, name: TaskName) -> TaskHeader | None:
         """See ``Store``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -59,6 +59,15 @@ def put_image(c: sqlite3.Connection, tenant: str, image: SourceImage, clock: Clo
         (tenant, image.digest, image.size.height, image.size.width, image.raw, now),
     )
     c.execute("INSERT INTO image_data (image, data) VALUES (?, ?)", (added.lastrowid, image.data))
+
+
+def withdraw_images(c: sqlite3.Connection, tenant: str, put: Mapping[str, datetime]) -> None:
+    """See ``Store.withdraw_images``."""
+    c.executemany(
+        "DELETE FROM images WHERE tenant = ? AND digest = ? AND awaited_since = ?"
+        " AND NOT EXISTS (SELECT 1 FROM supports WHERE supports.image = images.id)",
+        [(tenant, digest, micros(moment)) for digest, moment in put.items()],
+    )
 
 
 def get_image(c: sqlite3.Connection, tenant: str, digest: str) -> SourceImage:
@@ -150,6 +159,16 @@ def get(c: sqlite3.Connection, name: TaskName) -> TaskRecord | None:
         return None
     rows = c.execute("SELECT support FROM supports WHERE task = ? ORDER BY position", found[:1])
     return TaskRecord(found[1], tuple(decode_support(row[0]) for row in rows))
+
+
+def get_support(c: sqlite3.Connection, name: TaskName, support_id: str) -> Support | None:
+    """See ``Store.get_support``."""
+    row = c.execute(
+        "SELECT support FROM supports JOIN tasks ON tasks.id = supports.task"
+        " WHERE tenant = ? AND tasks.task = ? AND support_id = ?",
+        (name.tenant, name.task, support_id),
+    ).fetchone()
+    return None if row is None else decode_support(row[0])
 
 
 def get_header(c: sqlite3.Connection, name: TaskName) -> TaskHeader | None:

@@ -145,3 +145,35 @@ async def test_drain_waits_for_those_inside_and_admits_nobody() -> None:
     inside.leave.set()
     assert await draining is True
     await inside.task
+
+
+async def test_streams_and_calls_take_turns() -> None:
+    door = admission(in_flight=10)
+    running = Holder(door)
+    await running.inside.wait()
+    frames = [Holder(door, patient=True) for _ in range(4)]
+    await settle()
+    calls = [Holder(door) for _ in range(2)]
+    await settle()
+    order: list[str] = []
+    for holder in (*frames, *calls):
+        holder.leave.set()
+        name = "frame" if holder in frames else "call"
+        holder.task.add_done_callback(lambda _, name=name: order.append(name))
+    running.leave.set()
+    await asyncio.gather(*(holder.task for holder in (*frames, *calls)))
+    assert order == ["call", "frame", "call", "frame", "frame", "frame"]
+
+
+async def test_waiting_frames_do_not_fill_the_house() -> None:
+    door = admission(in_flight=2)
+    running = Holder(door)
+    await running.inside.wait()
+    frames = [Holder(door, patient=True) for _ in range(50)]
+    await settle()
+    call = Holder(door)
+    await settle()
+    assert not call.task.done()
+    for holder in (running, call, *frames):
+        holder.leave.set()
+    await asyncio.gather(*(holder.task for holder in (running, call, *frames)))

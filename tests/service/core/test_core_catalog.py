@@ -175,3 +175,40 @@ async def test_ready_means_that_every_model_answers(repository: Path) -> None:
         assert await gateway.catalog.ready()
         await gateway._engine.unload(gateway.catalog.families()["tiny"].name)
         assert not await gateway.catalog.ready()
+
+
+async def test_an_alias_that_returns_to_its_family_stays_served(repository: Path) -> None:
+    first = next(repository.glob("*_guide")).name.removesuffix("_guide")
+    async with running_gateway(repository) as gateway:
+        await gateway.tasks.register(red_registration(), Call())
+        session = await gateway.segmenter.open_stream(TASK, "", pinned=True, call=Call())
+        second = write_newer(repository)
+        with gateway.catalog.lease("tiny"):  # somebody still uses the first family
+            assert await gateway.catalog.refresh() == ()
+            for folder in repository.glob(f"{second}_*"):
+                shutil.rmtree(folder)
+            returning = asyncio.create_task(gateway.catalog.refresh())
+            await asyncio.sleep(0)
+        assert await returning == ()
+        await gateway.catalog.close()
+        assert gateway.catalog.families()["tiny"].name == first
+        assert gateway._engine.loaded == {first}
+        await gateway.segmenter.segment(query(red_query()), Call())
+        answer = await session.segment(red_query(), OutputOptions(MaskFormat.RAW), Call())
+        assert answer.family == first
+
+
+async def test_guidance_that_the_engine_lost_is_rebuilt(repository: Path) -> None:
+    async with running_gateway(repository) as gateway:
+        await gateway.tasks.register(red_registration(), Call())
+        session = await gateway.segmenter.open_stream(TASK, "", pinned=True, call=Call())
+        options = OutputOptions(MaskFormat.RAW)
+        before = await session.segment(red_query(), options, Call())
+        name = gateway.catalog.families()["tiny"].name
+        for _ in range(2):
+            await gateway._engine.unload(name)
+            await gateway._engine.load(name)
+            pinned = await session.segment(red_query(), options, Call())
+            latest = await gateway.segmenter.segment(query(red_query()), Call())
+            np.testing.assert_array_equal(labels_of(before), labels_of(pinned))
+            np.testing.assert_array_equal(labels_of(before), labels_of(latest))

@@ -70,6 +70,18 @@ def test_the_highest_margin_above_the_threshold_wins() -> None:
     assert decided_row(logits, binary(threshold=1.0), ways=2) == [0, 0, 0, 1, 1]
 
 
+def test_margins_of_probabilities_are_scored_as_such() -> None:
+    family = binary(score=ScoreMeaning.LINEAR)
+    logits = row([-1, 0, 0.5, 1], [-0.5, 0, 0.25, 0])
+    mask = decide(logits, identity(1, 4), family=family, ways=2, probabilities=True)
+    assert mask.labels[0].tolist() == [0, 0, 1, 1]
+    assert mask.probabilities is not None
+    np.testing.assert_array_equal(
+        mask.probabilities[:, 0], [[0, 0.5, 0.75, 1], [0.25, 0.5, 0.625, 0.5]]
+    )
+    np.testing.assert_allclose(mask.mean_scores, [0.875, 0])
+
+
 def test_argmax_knows_no_threshold() -> None:
     assert decided_row(row([0, 0], [0.1, -0.1]), multiway(threshold=3.0)) == [1, 0]
 
@@ -147,7 +159,7 @@ def test_bands_change_nothing(name: str, ways: int, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("ways", [1, 3])
-@pytest.mark.parametrize("score", ScoreMeaning)
+@pytest.mark.parametrize("score", [ScoreMeaning.SOFTMAX, ScoreMeaning.SIGMOID])
 @pytest.mark.parametrize("handling", ClassHandling)
 def test_scores_are_mean_probabilities(
     ways: int, score: ScoreMeaning, handling: ClassHandling

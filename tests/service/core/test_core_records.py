@@ -63,13 +63,13 @@ headers = st.builds(
     moments,
     moments,
     st.none() | moments,
+    st.sampled_from(BackgroundEvidence),
 )
 reports = st.builds(
     TaskReport,
     headers,
     st.lists(supports.map(SupportSummary.of), max_size=3).map(tuple),
     names,
-    st.sampled_from(BackgroundEvidence),
     st.integers(0, 2**40),
     st.dictionaries(
         names, st.lists(st.builds(ClassAgreement, names, numbers), max_size=2).map(tuple)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,6 +17,7 @@ from service.core.calls import Call
 from service.core.errors import (
     AbortedError,
     AlreadyExistsError,
+    DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -22,6 +26,7 @@ from service.core.errors import (
 from service.core.family import GraphRole
 from service.core.gateway import Gateway
 from service.core.limits import Limits
+from service.core.ports import RememberedRequest
 from service.core.types import (
     AnnotationInput,
     BackgroundEvidence,
@@ -29,6 +34,7 @@ from service.core.types import (
     Points,
     SupportInput,
     TaskName,
+    TaskRecord,
 )
 from service.stores.memory import MemoryStore
 from tests.helpers.gateway import (
@@ -450,3 +456,116 @@ async def test_a_thousand_supports_stream_in_and_queries_do_not_grow(
     before = Counter(telemetry.runs)
     await gateway.segmenter.segment(query(red_query()), Call())
     assert telemetry.since(before) == {GraphRole.FEATURES: 1, GraphRole.DECODE: 1}
+
+
+async def test_callers_that_share_a_failure_hear_of_their_own_field(gateway: Gateway) -> None:
+    data = red_support().image.data
+    damaged = replace(red_support().image, data=data[: len(data) // 2], digest="0" * 64)
+    bad = replace(red_support(), image=damaged)
+    refusals = await asyncio.gather(
+        gateway.tasks.register(red_registration(task_id="a", supports=(bad,)), Call()),
+        gateway.tasks.register(
+            red_registration(task_id="b", supports=(red_support(), bad)), Call()
+        ),
+        *(gateway.tasks.register(red_registration(task_id=f"c{i}", supports=(bad,)), Call())
+          for i in range(3)),
+        return_exceptions=True,
+    )  # fmt: skip
+    fields = [refusal.field for refusal in refusals if isinstance(refusal, InvalidArgumentError)]
+    assert fields == ["supports[0].image", "supports[1].image", *["supports[0].image"] * 3]
+
+
+class SlowStore(MemoryStore):
+    """Takes its time to say that a change is kept."""
+
+    slow = 0.0
+
+    async def create(self, record: TaskRecord, request: RememberedRequest | None) -> None:
+        await super().create(record, request)
+        await asyncio.sleep(self.slow)
+
+
+async def test_a_name_that_expired_can_be_taken_again_whatever_the_deadline(
+    repository: Path,
+) -> None:
+    clock = Clock()
+    store = SlowStore(now=clock)
+    async with running_gateway(repository, store=store, now=clock) as gateway:
+        await gateway.tasks.register(red_registration(expiration=timedelta(hours=1)), Call())
+        await gateway.segmenter.segment(query(red_query()), Call())
+        clock.advance(hours=2)
+        again = red_registration(request_id=REQUEST)
+        store.slow = 0.3
+        with pytest.raises(DeadlineExceededError):
+            await gateway.tasks.register(again, Call(deadline=time.monotonic() + 0.2))
+        store.slow = 0.0
+        report = await gateway.tasks.register(again, Call())
+        answer = await gateway.segmenter.segment(query(red_query()), Call())
+        assert answer.etag == report.header.etag
+        await gateway.tasks.delete(TASK, "")
+
+
+async def test_changes_that_wait_for_their_turn_hold_no_slot(repository: Path) -> None:
+    async with running_gateway(repository, slots=2) as gateway:
+        await gateway.tasks.register(red_registration(), Call())
+        await gateway.tasks.register(red_registration(task_id="other"), Call())
+        async with gateway.tasks._locks.hold(TASK):
+            changes = [
+                asyncio.create_task(
+                    gateway.tasks.annotate_support(
+                        TASK, "support-1", negative(60, 60),
+                        extend=True, etag="", request_id="", call=Call(),
+                    )
+                )
+                for _ in range(4)
+            ]  # fmt: skip
+            await asyncio.sleep(0.05)
+            await gateway.segmenter.segment(
+                query(red_query(), TaskName("default", "other")),
+                Call(deadline=time.monotonic() + 2),
+            )
+        await asyncio.gather(*changes)
+        assert (await gateway.tasks.get(TASK, Call())).header.revision == 5
+
+
+async def test_supports_added_in_vain_leave_no_image(repository: Path) -> None:
+    store = MemoryStore()
+    async with running_gateway(repository, store=store) as gateway:
+        await gateway.tasks.register(red_registration(), Call())
+        outside = replace(
+            red_support(seed=9), annotation=AnnotationInput((box_mark("red", (0, 0, 99, 9)),))
+        )
+        with pytest.raises(InvalidArgumentError):
+            await gateway.tasks.add_supports(
+                TASK, "", "", stream(red_support(seed=5), red_support(seed=6), outside), Call()
+            )
+
+        async def endless() -> AsyncIterator[SupportInput]:
+            yield red_support(seed=7)
+            await asyncio.sleep(60)
+
+        adding = asyncio.create_task(gateway.tasks.add_supports(TASK, "", "", endless(), Call()))
+        while len(store._images) < 2:
+            await asyncio.sleep(0.01)
+        adding.cancel()
+        await asyncio.gather(adding, return_exceptions=True)
+        assert len(store._images) == 1
+
+
+async def test_guidance_is_let_go_by_whatever_thread_collects_it(gateway: Gateway) -> None:
+    await gateway.tasks.register(red_registration(), Call())
+    held = gateway._engine.guidance_bytes
+    assert held > 0
+    cycle: list[object] = [
+        gateway._builder.peek(
+            gateway.catalog.families()["tiny"], (await gateway.tasks.get(TASK, Call())).header
+        )
+    ]
+    cycle.append(cycle)
+    gateway._guidance_cache.discard_where(lambda key: True)
+    del cycle
+    collecting = threading.Thread(target=gc.collect)
+    collecting.start()
+    collecting.join()
+    await asyncio.sleep(0.05)
+    assert gateway._engine.guidance_bytes == 0

@@ -311,3 +311,24 @@ async def test_a_large_support_set_keeps_its_order(store: Store) -> None:
 async def test_closing_twice_is_harmless(store: Store) -> None:
     await store.close()
     await store.close()
+
+
+async def test_one_support_is_found_without_the_others(store: Store) -> None:
+    kept = record("t", support("b", 1), support("a", 0))
+    await register(store, kept)
+    assert await store.get_support(kept.header.name, "a") == kept.supports[1]
+    assert await store.get_support(kept.header.name, "c") is None
+    assert await store.get_support(TaskName("default", "u"), "a") is None
+
+
+async def test_a_withdrawn_image_goes_unless_others_count_on_it(
+    store: Store, clock: TurnedClock
+) -> None:
+    mine = {image(n).digest: await store.put_image("default", image(n)) for n in (0, 1, 2)}
+    clock.turn(seconds=1)
+    theirs = await store.put_image("default", image(1))
+    await register(store, record("t", support("a", 2)))
+    await store.withdraw_images("default", mine)
+    assert [await holds_image(store, number) for number in (0, 1, 2)] == [False, True, True]
+    await store.withdraw_images("default", {image(1).digest: theirs})
+    assert not await holds_image(store, 1)

@@ -1,0 +1,221 @@
+"""What the gateway adds to Triton: ``python -m loadtests.triton_bench``.
+
+It starts a real Triton over the default repository, a gateway in front of it, and an echo server,
+and prints three tables:
+
+* one caller: a Segment through the gateway, a call of the same ensemble with tritonclient, and the
+  floor of what lies between (an echo of the same payloads; decoding, resizing, upsampling,
+  decision, statistics and encoding written straight down);
+* the bytes that a Segment exchanges with Triton, by the graphs that it runs;
+* sixteen callers of different tasks: Triton's own statistics of batching, and the throughput beside
+  what the cores allow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from tritonclient.grpc import InferenceServerClient, InferInput
+
+from loadtests.bench.stand import Stand, family_name
+from loadtests.echo import running_echo
+from loadtests.floor import Clock, StraightLine, network_image
+from loadtests.photographs import Photograph, photographs
+from loadtests.servers import running_server
+from loadtests.targets import Connection
+from triton_local import LocalTriton
+
+REPOSITORY = Path("model_repository")
+CALLERS = 16
+_FLAGS = {"ready-seconds": "3600", "repository": str(REPOSITORY)}
+_MILLI = 1e3
+
+_out = Console()
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is measured, and beside what."""
+
+    triton: LocalTriton
+    stand: Stand
+    family: str
+    client: InferenceServerClient
+
+
+@contextmanager
+def setup() -> Iterator[Setup]:
+    """Starts Triton, the gateway and the echo server."""
+    with ExitStack() as stack:
+        triton = stack.enter_context(LocalTriton(REPOSITORY))
+        flags = _FLAGS | {"triton-address": triton.grpc_address, "slots": "32"}
+        server = stack.enter_context(running_server("triton", flags))
+        target, _ = stack.enter_context(running_echo("aio"))
+        echo = Connection(target)
+        stack.callback(echo.close)
+        family = family_name(REPOSITORY)
+        stand = Stand(server, echo, StraightLine(REPOSITORY, family))
+        stack.callback(stand.connection.close)
+        client = stack.enter_context(InferenceServerClient(triton.grpc_address))
+        yield Setup(triton, stand, family, client)
+
+
+def one_caller(made: Setup, count: int) -> None:
+    """Compares a Segment with a direct call and with the floor."""
+    stand = made.stand
+    task = stand.task("one", 1, seed=1)
+    prototypes = stand.prototypes(1, seed=1)
+    images = photographs(count + 10, seed=2)
+    rows: dict[str, list[float]] = {"gateway": [], "direct": [], "floor": []}
+    for number, image in enumerate(images):
+        segmented = stand.segment(task, image)
+        direct = _direct(made, image, prototypes)
+        floor = _floor(stand, image, prototypes)
+        floor += stand.echo(segmented.request_bytes, segmented.answer_bytes)
+        if number < 10:
+            continue  # warm-up
+        for name, seconds in zip(rows, (segmented.seconds, direct, floor), strict=True):
+            rows[name].append(seconds)
+    medians = {name: statistics.median(values) for name, values in rows.items()}
+    added = statistics.median(np.subtract(rows["gateway"], rows["direct"]).tolist())
+    table = Table("one caller, ms", "p50")
+    for name, seconds in medians.items():
+        table.add_row(name, f"{seconds * _MILLI:.2f}")
+    table.add_row("gateway - direct", f"{added * _MILLI:.2f}")
+    table.add_row("the same / floor", f"{added / medians['floor']:.2f}")
+    _out.print(table)
+
+
+def _direct(made: Setup, image: Photograph, prototypes: NDArray[np.float32]) -> float:
+    """Seconds of a call of the ensemble by somebody who has its tensors."""
+    inputs = []
+    for name, values, kind in (
+        ("image", network_image(image.jpeg), "UINT8"),
+        ("prototypes", prototypes, "FP32"),
+    ):
+        tensor = InferInput(name, list(values.shape), kind)
+        tensor.set_data_from_numpy(values)
+        inputs.append(tensor)
+    started = time.perf_counter()
+    made.client.infer(f"{made.family}_query_decoder", inputs).as_numpy("logits")
+    return time.perf_counter() - started
+
+
+def _floor(stand: Stand, image: Photograph, prototypes: NDArray[np.float32]) -> float:
+    clock = Clock()
+    stand.line.segment(image.jpeg, prototypes, image.height, image.width, clock)
+    return clock.of("decode_resize", "answer")
+
+
+def wire(made: Setup) -> None:
+    """Prints what a Segment of one class exchanges with Triton."""
+    table = Table("bytes of a Segment", "to Triton", "from Triton")
+    for roles in (("query_decoder",), ("features", "decode"), ("decode",)):
+        sent = received = 0
+        for role in roles:
+            config = made.client.get_model_config(f"{made.family}_{role}").config
+            sent += sum(_bytes(tensor) for tensor in config.input)
+            received += sum(_bytes(tensor) for tensor in config.output)
+        table.add_row(" + ".join(roles), f"{sent:,}", f"{received:,}")
+    _out.print(table)
+
+
+def _bytes(tensor: Any) -> int:
+    """Bytes of a tensor whose open extent is background and one class."""
+    size = 1 if tensor.data_type == 2 else 4
+    return size * int(np.prod([2 if extent == -1 else extent for extent in tensor.dims]))
+
+
+def many_callers(made: Setup, seconds: float) -> None:
+    """Runs callers of different tasks, each image its own."""
+    stand = made.stand
+    tasks = [stand.task(f"many-{number}", 1, seed=100 + number) for number in range(CALLERS)]
+    piles = [photographs(40, seed=1000 + number) for number in range(CALLERS)]
+    before = _counts(made)
+    own = psutil.Process()
+    started, own_started = time.perf_counter(), sum(own.cpu_times()[:2])
+    until = started + seconds
+
+    def call(task: str, pile: Sequence[Photograph]) -> int:
+        done = 0
+        while time.perf_counter() < until:
+            stand.segment(task, pile[done % len(pile)])
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        done = sum(pool.map(call, tasks, piles))
+    elapsed = time.perf_counter() - started
+    generator = (sum(own.cpu_times()[:2]) - own_started) / elapsed
+    engine, floor = _cpu(stand, photographs(30, seed=5))
+    cores = (os.cpu_count() or 1) - generator
+    allowed = cores / (engine + floor)
+    table = Table(f"{CALLERS} callers of different tasks", "")
+    table.add_row("answers/s", f"{done / elapsed:.1f}")
+    table.add_row("generator, cores", f"{generator:.2f}")
+    table.add_row("graphs, CPU ms", f"{engine * _MILLI:.1f}")
+    table.add_row("floor, CPU ms", f"{floor * _MILLI:.1f}")
+    table.add_row("cores allow, answers/s", f"{allowed:.1f}")
+    table.add_row("share of that", f"{done / elapsed / allowed:.0%}")
+    for role, (queries, executions) in _counts(made).items():
+        more = queries - before[role][0], executions - before[role][1]
+        if more[0]:
+            table.add_row(f"{role}: queries / executions", f"{more[0]} / {more[1]}")
+    _out.print(table)
+
+
+def _counts(made: Setup) -> dict[str, tuple[int, int]]:
+    """Queries and executions so far, by role, as Triton counts them."""
+    counts = {}
+    for role in ("features", "decode", "query_decoder"):
+        (stats,) = made.client.get_inference_statistics(f"{made.family}_{role}").model_stats
+        counts[role] = (stats.inference_count, stats.execution_count)
+    return counts
+
+
+def _cpu(stand: Stand, images: Sequence[Photograph]) -> tuple[float, float]:
+    """CPU seconds of the graphs and of the floor, a query, straight down."""
+    line, prototypes = stand.line, stand.prototypes(1, seed=1)
+    engine = floor = 0.0
+    for image in images:
+        started = time.process_time()
+        pixels = network_image(image.jpeg)
+        prepared = time.process_time()
+        logits = line.decode(line.features(pixels), prototypes)
+        ran = time.process_time()
+        clock = Clock()
+        line.segment(image.jpeg, prototypes, image.height, image.width, clock)
+        engine += ran - prepared
+        floor += prepared - started + clock.of("answer")
+        del logits
+    return engine / len(images), floor / len(images)
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser("loadtests.triton_bench", description=__doc__)
+    parser.add_argument("--count", type=int, default=100, help="calls of the one caller")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of the sixteen callers")
+    options = parser.parse_args()
+    with setup() as made:
+        wire(made)
+        one_caller(made, options.count)
+        many_callers(made, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.canet_family import ShotMerge, canet_checkpoint, canet_family
+from export.errors import CheckpointError, ExportError
+from export.methods.canet import (
+    CanetDecode,
+    CanetGuide,
+    CanetNetwork,
+    CanetQuery,
+    CanetShotsDecode,
+    corner_matrix,
+)
+
+GOLDENS = Path(__file__).parents[1] / "parity" / "goldens" / "canet"
+GRID = (9, 7)
+
+
+@pytest.fixture(scope="module")
+def network() -> CanetNetwork:
+    torch.manual_seed(0)
+    return CanetNetwork().eval()
+
+
+def tiny_state(network: CanetNetwork) -> dict[str, torch.Tensor]:
+    """The official layout, in a file of next to no size."""
+    return {
+        f"module.{key}": torch.ones((), dtype=value.dtype).expand(value.shape)
+        for key, value in network.state_dict().items()
+    }
+
+
+def test_the_state_dict_is_that_of_official_checkpoints(network):
+    official = json.loads((GOLDENS / "keys.json").read_text())
+    own = {f"module.{key}": list(value.shape) for key, value in network.state_dict().items()}
+    assert own == {key: entry["shape"] for key, entry in official.items()}
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"), [((321, 321), (41, 41)), ((129, 137), (17, 18)), ((320, 161), (41, 21))]
+)
+def test_the_grid_is_that_of_a_pool_that_rounds_up(network, size, grid):
+    """Layers that keep the grid are left out, as they cost most."""
+    with torch.no_grad():
+        maps = network.maxpool(network.conv1(torch.zeros(1, 3, *size)))
+        assert network.layer2[0](torch.zeros(1, 256, *maps.shape[2:])).shape[2:] == grid
+
+
+def test_a_checkpoint_of_data_parallel_training_is_read(network, tmp_path):
+    torch.save(tiny_state(network), tmp_path / "best.pth")
+    read = canet_checkpoint(tmp_path / "best.pth")
+    assert not read.training
+    assert float(read.layer1[0].bn1.running_mean[0]) == 1
+
+
+def test_files_of_other_networks_are_named(network, tmp_path):
+    path = tmp_path / "best.pth"
+    torch.save({"layer1.0.conv1.weight": torch.ones(1), "fc.weight": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match="looks like torchvision's ResNet, not a CANet"):
+        canet_checkpoint(path)
+    state = tiny_state(network)
+    torch.save({**state, "module.layer4.0.conv1.weight": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=r"1 keys do not belong, the first is layer4\.0"):
+        canet_checkpoint(path)
+    torch.save({key: value.half() for key, value in state.items()}, path)
+    with pytest.raises(CheckpointError, match="half precision"):
+        canet_checkpoint(path)
+
+
+@pytest.mark.parametrize(("source", "target"), [(129, 17), (17, 17), (9, 30)])
+def test_the_corner_matrix_is_torchs_resize(source, target):
+    mask = torch.rand(1, 1, source, 1)
+    wanted = torch.nn.functional.interpolate(
+        mask, size=(target, 1), mode="bilinear", align_corners=True
+    )
+    torch.testing.assert_close(corner_matrix(source, target) @ mask[0, 0], wanted[0, 0])
+
+
+def test_vectors_are_averages_under_soft_masks():
+    features = torch.rand(1, 256, *GRID)
+    planes = (torch.rand(1, 3, 65, 50) > 0.5).float()
+    planes[0, 2] = 0
+    vectors, weights = CanetGuide((65, 50), GRID)(features, planes)
+    soft = torch.nn.functional.interpolate(
+        planes[:, 1:2], size=GRID, mode="bilinear", align_corners=True
+    )
+    wanted = (features * soft).sum(dim=(2, 3)) / (soft.sum() + 5e-4)
+    torch.testing.assert_close(vectors[:, 0], wanted, rtol=1e-4, atol=1e-6)
+    assert weights.tolist() == [[1, 0]]
+    assert not vectors[0, 1].any()
+
+
+def official_passes(network, features, vector, iterations):
+    """Steps 4 to 8 of the specification, with tiled vectors and both channels everywhere."""
+    tiled = vector[:, :, None, None].expand(-1, -1, *features.shape[2:])
+    compared = network.layer55(torch.cat([features, tiled], dim=1))
+    history = torch.zeros(len(features), 2, *features.shape[2:])
+    for _ in range(iterations):
+        maps = compared + network.residule1(torch.cat([compared, history], dim=1))
+        maps = maps + network.residule2(maps)
+        maps = maps + network.residule3(maps)
+        pooled = network.layer6_0(maps.mean(dim=(2, 3), keepdim=True)).expand_as(maps)
+        levels = [network.get_submodule(f"layer6_{n}")(maps) for n in range(1, 5)]
+        logits = network.layer9(network.layer7(torch.cat([pooled, *levels], dim=1)))
+        history = logits.softmax(dim=1)
+    return logits
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_every_way_is_refined_as_a_run_of_its_own(network, iterations):
+    features, vectors = torch.rand(2, 256, *GRID), torch.rand(2, 3, 256)
+    with torch.no_grad():
+        compared = CanetQuery(network)(features)
+        logits = CanetDecode(network, GRID, iterations)(compared, vectors)
+        for way in range(3):
+            wanted = official_passes(network, features, vectors[:, way], iterations)
+            torch.testing.assert_close(
+                logits[:, way, 0], wanted[:, 1] - wanted[:, 0], rtol=1e-3, atol=1e-4
+            )
+
+
+def test_probabilities_are_averaged_over_the_shots_that_show_the_way(network):
+    features, vectors = torch.rand(1, 256, *GRID), torch.rand(1, 4, 2, 256)
+    vectors[0, 1, 0] = 0
+    validity = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    with torch.no_grad():
+        compared = CanetQuery(network)(features)
+        logits = CanetShotsDecode(network, GRID, 2)(compared, vectors, validity)
+        for way, shots in ((0, (0, 2)), (1, (0, 1, 2))):
+            runs = [official_passes(network, features, vectors[:, shot, way], 2) for shot in shots]
+            mean = torch.stack([run.softmax(dim=1) for run in runs]).mean(dim=0)
+            torch.testing.assert_close(
+                logits[:, way, 0], mean[:, 1] - mean[:, 0], rtol=1e-3, atol=1e-5
+            )
+
+
+def test_settings_that_change_the_graphs_change_the_name(network):
+    def name(**options):
+        family = canet_family(
+            alias="canet", network=network, size=(65, 65), provenance={}, **options
+        )
+        return family.name
+
+    names = {name(), name(iterations=1), name(merge=ShotMerge.PROBABILITY)}
+    assert len(names) == 3
+    assert name() == name(iterations=5)
+    with pytest.raises(ExportError, match="1 to 20 iterations, not 0"):
+        name(iterations=0)
+    with pytest.raises(ExportError, match="between 32 and 2048"):
+        canet_family(alias="canet", network=network, size=(16, 16), provenance={})
