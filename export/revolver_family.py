@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The family of a guided network with late fusion."""
+"""The family of a guided network."""
 
 from __future__ import annotations
 
@@ -10,17 +10,32 @@ from export.methods.revolver import (
     STRIDE,
     GuidedDecode,
     GuidedFeatures,
-    GuidedModel,
     GuidedNetwork,
     GuidedQuery,
     SharedGuide,
     UnsharedGuide,
 )
+from export.methods.revolver_early import (
+    CHANNELS,
+    EarlyFeatures,
+    EarlyGuide,
+    EarlyNetwork,
+    EarlyQuery,
+)
 from export.provenance import exporter_version
-from export.revolver_source import trained_tensors
+from export.revolver_source import EARLY_MODEL, trained_tensors
 
 MIN_SIDE = 33
 """Smaller images have no cell on the grid."""
+
+LATE_WAYS = (1, 2, 4, 8, 16, 32, 64)
+EARLY_WAYS = (1, 2, 4)
+"""Numbers of ways that are padded to; early fusion encodes the whole image once per way."""
+
+_SIZE = (Free.HEIGHT, Free.WIDTH)
+_GRID = (Free.ROWS, Free.COLUMNS)
+_IMAGE = TensorSpec("image", (*_SIZE, 3), "uint8")
+_PLANES = TensorSpec("planes", (Free.PLANES, *_SIZE))
 
 POST_CHAIN = (
     {"op": "deconvolve", "factor": STRIDE},
@@ -32,7 +47,7 @@ POST_CHAIN = (
 def revolver_family(
     *,
     alias: str,
-    network: GuidedNetwork,
+    network: GuidedNetwork | EarlyNetwork,
     provenance: Mapping[str, str],
     max_pixels: int,
     max_batch: int = 8,
@@ -49,44 +64,61 @@ def revolver_family(
     Returns:
         The family; its digest is that of the network's tensors and the settings.
     """
-    model = network.model
-    grid = (Free.ROWS, Free.COLUMNS)
-    size = (Free.HEIGHT, Free.WIDTH)
-    rows = Free.PLANES if model.shared else Free.WAYS
-    image = TensorSpec("image", (*size, 3), "uint8")
-    features = TensorSpec("features", (model.channels, *grid))
-    projected = TensorSpec("projected", (model.hidden, *grid))
-    planes = TensorSpec("planes", (Free.PLANES, *size))
-    guidance = TensorSpec("guidance", (rows, model.hidden))
-    weights = TensorSpec("weights", (rows,))
-    logits = TensorSpec("logits", (rows, 1, *grid))
-    guide = SharedGuide(network) if model.shared else UnsharedGuide(network)
+    late = isinstance(network, GuidedNetwork)
     digest = digest_of_tensors(trained_tensors(network))
     return Family(
         alias=alias,
-        serving=_serving(model, max_pixels),
-        graphs=(
-            Graph("features", GuidedFeatures(network), (image,), (features,)),
-            Graph("query_features", GuidedQuery(network), (features,), (projected,)),
-            Graph("guide", guide, (features, planes), (guidance, weights)),
-            Graph("decode", GuidedDecode(network), (projected, guidance), (logits,)),
-        ),
+        serving=_serving(network, max_pixels),
+        graphs=_late_graphs(network) if late else _early_graphs(network),
         weights_digest=digest,
         max_batch=max_batch,
         provenance={
             "exporter": exporter_version(),
             "weights_sha256": digest,
-            "model": model.name,
+            "model": network.model.name if late else EARLY_MODEL,
             **provenance,
         },
     )
 
 
-def _serving(model: GuidedModel, max_pixels: int) -> Serving:
+def _late_graphs(network: GuidedNetwork) -> tuple[Graph, ...]:
+    model = network.model
+    rows = Free.PLANES if model.shared else Free.WAYS
+    features = TensorSpec("features", (model.channels, *_GRID))
+    projected = TensorSpec("projected", (model.hidden, *_GRID))
+    guidance = TensorSpec("guidance", (rows, model.hidden))
+    weights = TensorSpec("weights", (rows,))
+    logits = TensorSpec("logits", (rows, 1, *_GRID))
+    guide = SharedGuide(network) if model.shared else UnsharedGuide(network)
+    return (
+        Graph("features", GuidedFeatures(network), (_IMAGE,), (features,)),
+        Graph("query_features", GuidedQuery(network), (features,), (projected,)),
+        Graph("guide", guide, (features, _PLANES), (guidance, weights)),
+        Graph("decode", GuidedDecode(network.head), (projected, guidance), (logits,)),
+    )
+
+
+def _early_graphs(network: EarlyNetwork) -> tuple[Graph, ...]:
+    features = TensorSpec("features", (3, *_SIZE))
+    projected = TensorSpec("projected", (CHANNELS, *_GRID))
+    guidance = TensorSpec("guidance", (Free.WAYS, CHANNELS))
+    weights = TensorSpec("weights", (Free.WAYS,))
+    logits = TensorSpec("logits", (Free.WAYS, 1, *_GRID))
+    return (
+        Graph("features", EarlyFeatures(), (_IMAGE,), (features,)),
+        Graph("query_features", EarlyQuery(network), (features,), (projected,)),
+        Graph("guide", EarlyGuide(network), (features, _PLANES), (guidance, weights)),
+        Graph("decode", GuidedDecode(network.head), (projected, guidance), (logits,)),
+    )
+
+
+def _serving(network: GuidedNetwork | EarlyNetwork, max_pixels: int) -> Serving:
+    late = isinstance(network, GuidedNetwork)
+    shared = late and network.model.shared
     guidance = {
         "name": "guidance",
         "merge": "weighted_mean",
-        "ways": "background_and_ways" if model.shared else "ways",
+        "ways": "background_and_ways" if shared else "ways",
         "weight": "weights",
     }
     return Serving(
@@ -94,12 +126,13 @@ def _serving(model: GuidedModel, max_pixels: int) -> Serving:
         input_size=None,
         guidance=(guidance,),
         post_chain=POST_CHAIN,
-        class_handling="multiway" if model.shared else "binary",
-        # An annotation that is missing everywhere is the zero vector, which training has met.
+        class_handling="multiway" if shared else "binary",
+        # An annotation that is missing everywhere is nothing new: training has met it.
         needs_background=False,
         void="unknown",
-        decision="argmax" if model.shared else "margin",
-        score="softmax" if model.shared else "sigmoid",
+        decision="argmax" if shared else "margin",
+        score="softmax" if shared else "sigmoid",
+        way_buckets=LATE_WAYS if late else EARLY_WAYS,
         min_side=MIN_SIDE,
         max_pixels=max_pixels,
     )

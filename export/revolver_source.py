@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.checkpoints import Tensors, read_checkpoint, recognise, require
 from export.errors import CheckpointError
 from export.methods.revolver import GuidedModel, GuidedNetwork, annotation_kernel
+from export.methods.revolver_early import EarlyNetwork
 
 WANTED = "a revolver checkpoint"
 
@@ -26,6 +27,11 @@ MODELS = (
 )
 """The published models with late fusion. The last two were trained with the support image as the
 query, and differ from the two before them in nothing else."""
+
+EARLY_MODEL = "cofeat-early"
+"""The published model with early fusion of support and query."""
+
+_EARLY = "a revolver checkpoint of early fusion"
 
 _UNUSED = ("anno_enc.weight", "decoder.weight", "z", "num_z")
 
@@ -41,7 +47,7 @@ class GuidedWeights:
         provenance: For people: where the weights come from and under which terms.
     """
 
-    network: GuidedNetwork
+    network: GuidedNetwork | EarlyNetwork
     provenance: Mapping[str, str]
 
 
@@ -55,21 +61,23 @@ def revolver_checkpoint(path: Path) -> GuidedWeights:
         CheckpointError: The file is not one, or of a model that cannot be served.
     """
     tensors = _named_as_then(read_checkpoint(path))
+    provenance = {
+        "weights": path.name,
+        "weights_licence": "not stated; ask who trained them",
+        "code_licence": "BSD-2-Clause (revolver)",
+    }
+    if recognise(tensors) == _EARLY:
+        blank = EarlyNetwork.blank().state_dict()
+        early = EarlyNetwork.load(require(tensors, blank, path=path, wanted=_EARLY))
+        return GuidedWeights(early, provenance)
     model = _model_of(tensors, path)
     expected = GuidedNetwork.blank(model).state_dict()
     network = GuidedNetwork.load(model, require(tensors, expected, path=path, wanted=WANTED))
     _check_kernel(network, path)
-    return GuidedWeights(
-        network,
-        {
-            "weights": path.name,
-            "weights_licence": "not stated; ask who trained them",
-            "code_licence": "BSD-2-Clause (revolver)",
-        },
-    )
+    return GuidedWeights(network, provenance)
 
 
-def trained_tensors(network: GuidedNetwork) -> dict[str, Tensor]:
+def trained_tensors(network: nn.Module) -> dict[str, Tensor]:
     """The tensors that decide what a network computes: all but fixed kernels and buffers."""
     return {key: value for key, value in network.state_dict().items() if key not in _UNUSED}
 
@@ -84,7 +92,7 @@ def _model_of(tensors: Tensors, path: Path) -> GuidedModel:
                 return model
     if found is not None and found.startswith(f"{WANTED} of"):
         raise CheckpointError(
-            f"{path} looks like {found}; only the models with late fusion can be exported: "
+            f"{path} looks like {found}; what can be exported is {EARLY_MODEL}, "
             f"{', '.join(model.name for model in MODELS)}."
         )
     # Nothing fits: the most common one says what is missing.
@@ -101,9 +109,9 @@ def _named_as_then(tensors: Tensors) -> Tensors:
         names = [name for name, _ in GuidedNetwork(MODELS[0]).encoder.named_children()]
     renamed = {}
     for key, value in tensors.items():
-        numbered = re.fullmatch(r"encoder\.(\d+)\.(weight|bias)", key)
-        if numbered and int(numbered[1]) < len(names):
-            key = f"encoder.{names[int(numbered[1])]}.{numbered[2]}"
+        numbered = re.fullmatch(r"((?:supp_|qry_)?encoder)\.(\d+)\.(weight|bias)", key)
+        if numbered and int(numbered[2]) < len(names):
+            key = f"{numbered[1]}.{names[int(numbered[2])]}.{numbered[3]}"
         renamed[key] = value
     return renamed
 

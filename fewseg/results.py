@@ -207,7 +207,8 @@ class ServerInfo:
         store: "memory" or "sqlite".
         limits: What a request may hold, by name: ``message_bytes``, ``image_pixels``, ``supports``,
             ``classes``, ``marks``, ``vertices``, ``tasks``, ``in_flight``, ``stream_frames``,
-            ``annotation_bytes``, ``output_pixels``.
+            ``annotation_bytes``, ``output_pixels``, ``image_side``, ``mask_pixels``,
+            ``mask_values``, ``output_values``.
     """
 
     version: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import time
 import zlib
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ import onnxruntime
 
 #: Of the default model: photographs are shrunk to this, and planes drawn at it.
 NETWORK_SIDE = 320
-_PALETTE = [0, 0, 0, 128, 0, 0]
+_PIECE = 96
+_PALETTE = bytes([0, 0, 0, 128, 0, 0])
 
 _Floats = NDArray[np.float32]
 _Box = tuple[int, int, int, int]
@@ -51,16 +53,37 @@ class Finding:
 
 def network_image(jpeg: bytes) -> NDArray[np.uint8]:
     """Decodes a photograph and shrinks it: uint8 [1, 320, 320, 3]."""
-    image = Image.open(io.BytesIO(jpeg))
-    shrunk = image.convert("RGB").resize((NETWORK_SIDE, NETWORK_SIDE), Image.Resampling.BILINEAR)
+    image: Image.Image = Image.open(io.BytesIO(jpeg))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    shrunk = image.resize((NETWORK_SIDE, NETWORK_SIDE), Image.Resampling.BILINEAR)
     return np.asarray(shrunk)[None]
 
 
 @lru_cache(maxsize=64)
-def _axis(grid: int, output: int) -> _Floats:
-    """Bilinear from the grid to the network's side, and from there to the output."""
+def _axis(grid: int, output: int) -> list[tuple[slice, slice, _Floats]]:
+    """Bilinear from the grid to the network's side, and from there to the output.
+
+    In pieces of some rows, each without the columns in which it is zero: a seventh of the work.
+    """
     twice = _bilinear(NETWORK_SIDE, output) @ _bilinear(grid, NETWORK_SIDE)
-    return np.ascontiguousarray(twice, dtype=np.float32)
+    pieces = []
+    for top in range(0, output, _PIECE):
+        rows = slice(top, top + _PIECE)
+        used = np.flatnonzero(twice[rows].any(axis=0))
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        pieces.append((rows, columns, np.ascontiguousarray(twice[rows, columns], np.float32)))
+    return pieces
+
+
+def _upsampled(margin: _Floats, height: int, width: int) -> _Floats:
+    tall = np.empty((height, margin.shape[1]), np.float32)
+    for rows, columns, matrix in _axis(margin.shape[0], height):
+        np.matmul(matrix, margin[columns], out=tall[rows])
+    full = np.empty((height, width), np.float32)
+    for rows, columns, matrix in _axis(margin.shape[1], width):
+        np.matmul(tall[:, columns], matrix.T, out=full[:, rows])
+    return full
 
 
 def _bilinear(length: int, target: int) -> NDArray[np.float64]:
@@ -82,8 +105,7 @@ def finding(logits: _Floats, height: int, width: int) -> Finding:
         width: Likewise.
     """
     margin = logits[1] - logits[0]
-    rows, columns = _axis(margin.shape[0], height), _axis(margin.shape[1], width)
-    upsampled = (rows @ margin) @ columns.T
+    upsampled = _upsampled(margin, height, width)
     above = upsampled > 0
     area = int(np.count_nonzero(above))
     box, score = None, 0.0
@@ -99,11 +121,17 @@ def finding(logits: _Floats, height: int, width: int) -> Finding:
 
 
 def _png(above: NDArray[np.bool_]) -> bytes:
-    image = Image.fromarray(above.view(np.uint8))
-    image.putpalette(_PALETTE)
-    file = io.BytesIO()
-    image.save(file, "PNG", bits=1, compress_type=zlib.Z_RLE)
-    return file.getvalue()
+    height, width = above.shape
+    lines = np.zeros((height, 1 + (width + 7) // 8), np.uint8)
+    lines[:, 1:] = np.packbits(above, axis=1)
+    compressor = zlib.compressobj(strategy=zlib.Z_RLE)
+    data = compressor.compress(memoryview(lines)) + compressor.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"PLTE", _PALETTE), (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in parts
+    )
 
 
 def drawn_planes(

@@ -89,6 +89,8 @@ class LimitSettings(BaseModel):
     """Bytes of one message; sizes may be written as 256MiB."""
     image_pixels: PositiveInt = _LIMITS.image_pixels
     """Pixels of one image, read from its header before decoding."""
+    image_side: PositiveInt = _LIMITS.image_side
+    """Rows, and columns, of one image or mask."""
     supports: PositiveInt = _LIMITS.supports
     """Supports of one task."""
     classes: PositiveInt = _LIMITS.classes
@@ -97,6 +99,10 @@ class LimitSettings(BaseModel):
     """Marks of one annotation."""
     vertices: PositiveInt = _LIMITS.vertices
     """Vertices and points of one annotation."""
+    mask_pixels: PositiveInt = _LIMITS.mask_pixels
+    """Pixels of all dense masks of one annotation together."""
+    mask_values: PositiveInt = _LIMITS.mask_values
+    """Numbers that the index masks of one annotation name, as classes or void."""
     annotation_bytes: Bytes = ByteSize(_LIMITS.annotation_bytes)
     """Bytes of all annotations of one task together."""
     tasks: PositiveInt = _LIMITS.tasks
@@ -107,6 +113,8 @@ class LimitSettings(BaseModel):
     """Frames of one stream that run or wait."""
     output_pixels: PositiveInt = _LIMITS.output_pixels
     """Pixels of a mask whose size the caller chooses."""
+    output_values: PositiveInt = _LIMITS.output_values
+    """Pixels of a mask times classes; a worker weighs about 200 million of them a second."""
 
 
 class Settings(BaseModel):
@@ -186,6 +194,8 @@ class Settings(BaseModel):
     """Requests that run at once, the rest waits; 0: twice as many as the machine has cores."""
     queue_seconds: PositiveFloat = _CORE.queue_seconds
     """The longest that a request waits for a slot."""
+    open_calls: NonNegativeInt = 0
+    """Calls that are open at once, streams included; 0: eight times limits.in_flight."""
     rebuilds: PositiveInt = _CORE.rebuilds
     """Rebuilds of guidance that run at once."""
     request_memory_seconds: PositiveFloat = _CORE.request_memory.total_seconds()

@@ -129,7 +129,8 @@ async def _serve(settings: Settings, started: Future[_Running]) -> None:
     ended = asyncio.Event()
     started.set_result(_Running(asyncio.get_running_loop(), ended))
     await ended.wait()
-    await server.stop()
+    # Its only client has closed already.
+    await server.stop(late_calls_seconds=0.0)
 
 
 def _end(running: _Running, thread: threading.Thread, folder: str, process: int) -> None:

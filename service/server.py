@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import grpc
@@ -19,7 +20,7 @@ from fewseg.v1 import (
     task_service_pb2,
     task_service_pb2_grpc,
 )
-from service.api.interceptors import CallInterceptor
+from service.api.interceptors import CallBounds, CallInterceptor
 from service.api.models import Identity, ModelServicer
 from service.api.segmentation import SegmentationServicer
 from service.api.tasks import TaskServicer
@@ -35,6 +36,10 @@ _SERVICES: Final = (
     *model_service_pb2.DESCRIPTOR.services_by_name.values(),
 )
 _SERVICE_NAMES: Final = tuple(service.full_name for service in _SERVICES)
+#: Seconds in which the clients of a server that stops hear of it at their next call.
+LATE_CALLS_SECONDS: Final = 0.5
+# A message a little above the limit is read, so that its refusal can say what the limit is.
+_REFUSED_MESSAGE_BYTES: Final = 1024 * 1024
 # An answer leaves shortly after its handler has ended.
 _LAST_ANSWERS_SECONDS: Final = 1.0
 _MILLISECONDS: Final = 1000
@@ -68,7 +73,7 @@ class Server:
         self._gateway = gateway
         self._settings = settings
         self._metrics = metrics
-        self._interceptor = CallInterceptor(metrics)
+        self._interceptor = CallInterceptor(metrics, _bounds(settings))
         self._health = health.aio.HealthServicer()
         self._grpc = grpc.aio.server(
             interceptors=[self._interceptor], options=_options(settings.limits.message_bytes)
@@ -171,19 +176,23 @@ class Server:
         families = [family.name for family in self._gateway.catalog.families().values()]
         _log.info("models_refreshed", families=families, problems=list(problems))
 
-    async def stop(self) -> None:
-        """Reports NOT_SERVING, takes no more calls, waits for those that run, lets go."""
+    async def stop(self, *, late_calls_seconds: float = LATE_CALLS_SECONDS) -> None:
+        """Reports NOT_SERVING, takes no more calls, waits for those that run, lets go.
+
+        Args:
+            late_calls_seconds: How long calls are still told to go elsewhere once none runs.
+        """
         if self._watching is not None:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watching
         await self._health.enter_graceful_shutdown()
-        await self._let_go(grace=self._settings.drain_seconds)
+        await self._let_go(self._settings.drain_seconds, late_calls_seconds)
 
-    async def _let_go(self, grace: float | None) -> None:
+    async def _let_go(self, grace: float | None, late_calls_seconds: float = 0.0) -> None:
         try:
             if grace is not None:
-                await self._drain(grace)
+                await self._drain(grace, late_calls_seconds)
             await self._grpc.stop(None)
         finally:
             try:
@@ -192,7 +201,7 @@ class Server:
                 if self._endpoint is not None:
                     await asyncio.to_thread(self._endpoint.close)
 
-    async def _drain(self, grace: float) -> None:
+    async def _drain(self, grace: float, late_calls_seconds: float) -> None:
         # The transport closes last: a late call then hears UNAVAILABLE from us,
         # where a closing transport at times says CANCELLED. Health watchers never
         # end by themselves: only calls of this API are worth the wait.
@@ -200,12 +209,19 @@ class Server:
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._interceptor.idle()
+        # Clients that call again and again have not all heard it yet.
+        await asyncio.sleep(late_calls_seconds)
         await self._grpc.stop(_LAST_ANSWERS_SECONDS)
+
+
+def _bounds(settings: Settings) -> CallBounds:
+    bounds = CallBounds.of(settings.bounds())
+    return replace(bounds, calls=settings.open_calls) if settings.open_calls else bounds
 
 
 def _options(message_bytes: int) -> list[tuple[str, Any]]:
     return [
-        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_receive_message_length", message_bytes + _REFUSED_MESSAGE_BYTES),
         ("grpc.max_send_message_length", message_bytes),
         # Two servers on one port would share its calls at random.
         ("grpc.so_reuseport", 0),

@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         "--teacher", type=Path, required=True, help="archive of the teacher's weights"
     )
     first.add_argument("--batch", type=int, default=32)
-    second = _stage(commands, "episodes", "second stage: learn to segment", 2300)
+    second = _stage(commands, "episodes", "second stage: learn to segment", 2100)
     second.add_argument("--start", type=Path, required=True, help="weights of the first stage")
     second.add_argument(
         "--left-out", nargs="*", default=[], help="classes never drawn, for a held-out check"

@@ -65,7 +65,7 @@ class EpisodeSettings:
     start: Path
     run: Path
     weights: Path
-    steps: int = 2300
+    steps: int = 2100
     tasks: int = 4
     pictures: int = 4
     sizes: tuple[int, ...] = (192, 192, 192, 224)

@@ -93,6 +93,11 @@ class LocalTriton:
         return f"127.0.0.1:{self._metrics_port}"
 
     @property
+    def shared_memory(self) -> set[str]:
+        """Names of the server's own regions of shared memory."""
+        return {path.name for path in _SHARED_MEMORY.glob(f"{self._region}*")}
+
+    @property
     def log(self) -> Path:
         """The server's log."""
         return self._log
@@ -164,9 +169,8 @@ class LocalTriton:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         self._process = None
-        for region in _SHARED_MEMORY.glob(f"{self._region}*"):
-            with suppress(FileNotFoundError):
-                region.unlink()
+        for region in self.shared_memory:
+            (_SHARED_MEMORY / region).unlink(missing_ok=True)
 
     def restart(self, timeout: float = 60.0) -> None:
         """Stops the server and starts it again on the same ports."""

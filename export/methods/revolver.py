@@ -66,9 +66,8 @@ class GuidedModel:
 class Encoder(nn.Sequential):
     """Phi: VGG-16 with pools that round up, and fc6 as a 7x7 convolution."""
 
-    def __init__(self, channels: int, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, channels: int, widths: Sequence[int] = WIDTHS, inputs: int = 3) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        inputs = 3
         for stage, (width, convolutions) in enumerate(zip(widths, _CONVOLUTIONS, strict=True), 1):
             for number in range(1, convolutions + 1):
                 padding = BORDER if stage == number == 1 else 1
@@ -87,9 +86,9 @@ class Head(nn.Sequential):
     fc7: nn.Conv2d
     score: nn.Conv2d
 
-    def __init__(self, hidden: int, scores: int) -> None:
+    def __init__(self, inputs: int, hidden: int, scores: int) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["fc7"] = nn.Conv2d(hidden, hidden, 1)
+        layers["fc7"] = nn.Conv2d(inputs, hidden, 1)
         layers["relu7"] = nn.ReLU(inplace=True)
         layers["score"] = nn.Conv2d(hidden, scores, 1)
         super().__init__(layers)
@@ -123,7 +122,7 @@ class GuidedNetwork(nn.Module):
             self.register_buffer("num_z", torch.zeros(2, 1))
         self.anno_enc = nn.Conv2d(1, 1, 2 * STRIDE, STRIDE, bias=False)
         self.encoder = Encoder(channels, widths)
-        self.head = Head(hidden, scores)
+        self.head = Head(hidden, hidden, scores)
         self.decoder = nn.ConvTranspose2d(scores, scores, 2 * STRIDE, STRIDE, bias=False)
 
     @classmethod
@@ -154,19 +153,27 @@ def upsampling_kernel(scores: int) -> Tensor:
     return torch.eye(scores)[:, :, None, None] * torch.outer(taps, taps)
 
 
-class GuidedFeatures(nn.Module):
-    """The `features` graph: a photograph of any size to phi."""
+class GuidedInput(nn.Module):
+    """From an image tensor to what all these networks take."""
 
     mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(IMAGE_MEAN[::-1]).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Turns RGB uint8 [batch, H, W, 3] into BGR around zero, float32 [batch, 3, H, W]."""
+        return planar(image.flip(-1)) - self.mean
+
+
+class GuidedFeatures(nn.Module):
+    """The `features` graph: a photograph of any size to phi."""
 
     def __init__(self, network: GuidedNetwork) -> None:
         super().__init__()
         self.encoder = network.encoder
-        self.register_buffer("mean", torch.tensor(IMAGE_MEAN[::-1]).view(1, 3, 1, 1))
-
-    def normalise(self, image: Tensor) -> Tensor:
-        """Turns RGB uint8 [batch, H, W, 3] into BGR around zero, float32 [batch, 3, H, W]."""
-        return planar(image.flip(-1)) - self.mean
+        self.normalise = GuidedInput()
 
     def forward(self, image: Tensor) -> Tensor:
         """Computes phi.
@@ -237,6 +244,32 @@ def weighted_cells(features: Tensor, cells: Tensor) -> Tensor:
     return weights @ features.flatten(2).transpose(1, 2)
 
 
+def rest_of(planes: Tensor) -> Tensor:
+    """What is background to each way where it is a task of its own: plane 0 and the other ways.
+
+    Args:
+        planes: float32 [batch, 1 + ways, H, W]; plane 0 is background.
+
+    Returns:
+        float32 [batch, ways, H, W].
+    """
+    ways = planes[:, 1:]
+    numbers = torch.arange(ways.shape[1])
+    # A product instead of "all but this one": no difference of large sums leaves a remainder.
+    others = (numbers[:, None] != numbers[None]).float()
+    return planes[:, :1] + (others @ ways.flatten(2)).reshape(ways.shape)
+
+
+def shots_of_ways(planes: Tensor) -> Tensor:
+    """Whether a shot counts for each way: float32 [batch, ways].
+
+    It does not where it shows other ways only, and is no shot of this one's task. A shot that shows
+    none counts for all, as the official code counts it.
+    """
+    shown = (planes[:, 1:].amax(dim=(2, 3)) > 0).float()
+    return torch.maximum(shown, 1.0 - shown.amax(dim=1, keepdim=True))
+
+
 class SharedGuide(nn.Module):
     """The `guide` graph where every annotation is scored on its own (`cofeat-late*`)."""
 
@@ -290,29 +323,22 @@ class UnsharedGuide(nn.Module):
         """
         objects, rest = self.vectors(features, planes)
         guidance = objects @ self.foreground.T + rest @ self.background.T
-        shown = (planes[:, 1:].amax(dim=(2, 3)) > 0).float()
-        any_shown = shown.amax(dim=1, keepdim=True)
-        return guidance, torch.maximum(shown, 1.0 - any_shown)
+        return guidance, shots_of_ways(planes)
 
     def vectors(self, features: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Computes z of each way and z of its background, float32 [batch, ways, D] each."""
         cells = self.annotated.shrink(features, planes)
-        ways = cells[:, 1:]
-        numbers = torch.arange(planes.shape[1] - 1)
-        others = (numbers[:, None] != numbers[None]).float()
-        rest = cells[:, :1] + (others @ ways.flatten(2)).reshape(ways.shape)
-        return weighted_cells(features, ways), weighted_cells(features, rest)
+        return weighted_cells(features, cells[:, 1:]), weighted_cells(features, rest_of(cells))
 
 
 class GuidedDecode(nn.Module):
     """The `decode` graph: what is left of the head once query and guidance are projected."""
 
-    def __init__(self, network: GuidedNetwork) -> None:
+    def __init__(self, head: Head) -> None:
         super().__init__()
-        score = network.head.score
-        weight, bias = score.weight[:, :, 0, 0], score.bias
+        weight, bias = head.score.weight[:, :, 0, 0], head.score.bias
         assert bias is not None
-        if not network.model.shared:
+        if len(weight) == 2:
             # Only the margin decides, and upsampling is linear.
             weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
         self.weight = nn.Parameter(weight)

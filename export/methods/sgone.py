@@ -5,7 +5,7 @@ One trunk gives every image an embedding E and, from its middle layers, a map D.
 resized to its mask, is averaged under it to a vector v; a query's D is weighed by the cosine of its
 E with v, and two convolutions make scores of that.
 
-Supports need no D. It is a twelfth of the trunk's arithmetic, and keeping it out of `features`
+Supports need no D. It is a sixteenth of the arithmetic, and keeping it out of `features`
 would mean to keep three times as many maps of every image instead, so both travel in one tensor.
 """
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 from fewseg.v1 import types_pb2
 from service.api import names
 from service.core import run_lengths
-from service.core.errors import InvalidArgumentError, OutOfLimitsError
+from service.core.counts import check_count
+from service.core.errors import InvalidArgumentError
 from service.core.limits import Limits
 from service.core.types import (
     BACKGROUND,
@@ -53,20 +54,12 @@ def annotation_input(message: types_pb2.Annotation, limits: Limits) -> Annotatio
 
 def _check_counts(message: types_pb2.Annotation, limits: Limits) -> None:
     """Refuses what is too much before any of it is converted."""
-    shot_classes = len(message.shot_classes)
+    check_count("marks", len(message.marks), limits.marks, field="marks")
+    check_count("classes", len(message.shot_classes), limits.classes, field="shot_classes")
     vertices = sum(_vertex_count(mark) for mark in message.marks)
-    for what, field, count, limit in (
-        ("marks", "marks", len(message.marks), limits.marks),
-        ("classes", "shot_classes", shot_classes, limits.classes),
-        ("vertices", "marks", vertices, limits.vertices),
-    ):
-        if count > limit:
-            raise OutOfLimitsError(
-                f"TOO_MANY_{what.upper()}",
-                f"This server takes at most {limit} {what} in one annotation; there are {count}.",
-                field=field,
-                metadata={"limit": str(limit), "count": str(count)},
-            )
+    check_count("vertices", vertices, limits.vertices, field="marks")
+    values = sum(_value_count(mark) for mark in message.marks)
+    check_count("mask values", values, limits.mask_values, field="marks")
 
 
 def _vertex_count(mark: types_pb2.Mark) -> int:
@@ -78,6 +71,11 @@ def _vertex_count(mark: types_pb2.Mark) -> int:
     if geometry == "scribble":
         return len(mark.scribble.vertices)
     return 0
+
+
+def _value_count(mark: types_pb2.Mark) -> int:
+    mask = mark.index_mask
+    return len(mask.class_of_value) + len(mask.void_values)
 
 
 def _mark(message: types_pb2.Mark, path: str) -> Mark:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 import numpy as np
 from google.protobuf import message
+from numpy.typing import NDArray
 
 from fewseg.v1 import model_service_pb2 as model_pb2
 from fewseg.v1 import segmentation_service_pb2 as segmentation_pb2
@@ -83,39 +85,44 @@ def _support(support: SupportSummary, agreement: tuple[ClassAgreement, ...]) -> 
     )
 
 
-def segmentation(result: Segmentation, clock: StageClock) -> segmentation_pb2.SegmentResponse:
-    """Shows a segmented image, and where the time of the call went."""
-    answer = segmentation_pb2.SegmentResponse(
-        mask=_mask(result.mask),
-        classes=[_class_result(one) for one in result.classes],
-        family=result.family,
-        etag=result.etag,
-        background_evidence=_BACKGROUND[result.background],
-        reuse=types_pb2.Reuse(features=result.features_reused, guidance=result.guidance_reused),
-    )
+async def write_segmentation(
+    answer: segmentation_pb2.SegmentResponse, result: Segmentation, clock: StageClock
+) -> None:
+    """Shows a segmented image, and where the time of the call went.
+
+    Args:
+        answer: Is filled: copying one that holds probabilities takes its time.
+        result: What to show.
+        clock: Of the call.
+    """
+    answer.classes.extend(_class_result(one) for one in result.classes)
+    answer.family = result.family
+    answer.etag = result.etag
+    answer.background_evidence = _BACKGROUND[result.background]
+    answer.reuse.features = result.features_reused
+    answer.reuse.guidance = result.guidance_reused
+    _write_mask(answer.mask, result.mask)
     if result.probabilities is not None:
-        planes, height, width = result.probabilities.shape
-        answer.probabilities.CopyFrom(
-            types_pb2.Probabilities(
-                values=result.probabilities.astype(np.dtype("<f2"), copy=False).tobytes(),
-                planes=planes,
-                height=height,
-                width=width,
-            )
-        )
+        # Megabytes: between two copies of them other calls have their turn.
+        await asyncio.to_thread(_write_probabilities, answer.probabilities, result.probabilities)
     answer.timings.CopyFrom(timings(clock))
-    return answer
 
 
-def _mask(mask: EncodedMask) -> types_pb2.Mask:
-    answer = types_pb2.Mask(height=mask.size.height, width=mask.size.width)
+def _write_probabilities(
+    answer: types_pb2.Probabilities, probabilities: NDArray[np.float16]
+) -> None:
+    answer.planes, answer.height, answer.width = probabilities.shape
+    answer.values = probabilities.astype(np.dtype("<f2"), copy=False).tobytes()
+
+
+def _write_mask(answer: types_pb2.Mask, mask: EncodedMask) -> None:
+    answer.height, answer.width = mask.size.height, mask.size.width
     if not isinstance(mask.content, bytes):
         answer.run_lengths.masks.extend(_run_lengths(one) for one in mask.content)
     elif mask.format is MaskFormat.RAW:
         answer.raw = mask.content
     else:
         answer.png = mask.content
-    return answer
 
 
 def _run_lengths(mask: RunLengthMask) -> types_pb2.RunLengthMask:
@@ -186,6 +193,10 @@ def limits(bounds: Limits) -> model_pb2.Limits:
         stream_frames=bounds.stream_frames,
         annotation_bytes=bounds.annotation_bytes,
         output_pixels=bounds.output_pixels,
+        image_side=bounds.image_side,
+        mask_pixels=bounds.mask_pixels,
+        mask_values=bounds.mask_values,
+        output_values=bounds.output_values,
     )
 
 

@@ -62,6 +62,12 @@ def request_id_of(metadata: _Metadata | None) -> str:
     return uuid.uuid4().hex
 
 
+def is_overdue(context: ServicerContext) -> bool:
+    """Whether the deadline that the client set has passed."""
+    remaining = context.time_remaining()
+    return remaining is not None and remaining <= 0
+
+
 def new_call(context: ServicerContext) -> Call:
     """Begins a call with the deadline that the client set.
 

@@ -6,19 +6,22 @@ programs. The same table serves whole calls and single frames of a stream.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from service.api.messages import MessageTooLargeError
 from service.core import errors
+from service.core.calls import deadline_exceeded
 from service.logs import get_logger
 
 #: Domain of every ``google.rpc.ErrorInfo`` of this API.
 DOMAIN: Final = "fewseg.dev"
 
 _CODES: Final[dict[type, int]] = {
+    # What gRPC itself says of a message that is larger by far.
+    MessageTooLargeError: code_pb2.RESOURCE_EXHAUSTED,
     errors.InvalidArgumentError: code_pb2.INVALID_ARGUMENT,
     errors.NotFoundError: code_pb2.NOT_FOUND,
     errors.AlreadyExistsError: code_pb2.ALREADY_EXISTS,
@@ -47,26 +50,25 @@ _METADATA_ENTRIES: Final = 10
 _log = get_logger(__name__)
 
 
-def as_known(error: BaseException) -> errors.FewSegError | None:
+def as_known(error: BaseException, *, overdue: bool) -> errors.FewSegError | None:
     """Finds the words of the domain for an exception.
 
     Args:
         error: What ended a call or a frame.
+        overdue: Whether the deadline of the call has passed.
 
     Returns:
-        The error itself if it is one of the domain, its like for a timeout, or
-        None for one that nobody expected.
+        The error itself if it is one of the domain, its like for the timeout of an
+        overdue call, or None for one that nobody expected.
     """
     if isinstance(error, errors.FewSegError):
         return error
-    if isinstance(error, asyncio.TimeoutError):
-        return errors.DeadlineExceededError(
-            "DEADLINE_EXCEEDED", "The deadline passed before the answer was ready."
-        )
+    if isinstance(error, TimeoutError) and overdue:
+        return deadline_exceeded()
     return None
 
 
-def status_of(error: BaseException, request_id: str) -> status_pb2.Status:
+def status_of(error: BaseException, request_id: str, *, overdue: bool = False) -> status_pb2.Status:
     """Translates a failure into the status that a client gets.
 
     An unexpected exception is logged with its traceback; the client learns
@@ -75,11 +77,12 @@ def status_of(error: BaseException, request_id: str) -> status_pb2.Status:
     Args:
         error: What ended a call or a frame; not a cancellation.
         request_id: Identifies the call in the log.
+        overdue: Whether the deadline of the call has passed.
 
     Returns:
         Code, message and details.
     """
-    known = as_known(error)
+    known = as_known(error, overdue=overdue)
     request_info = error_details_pb2.RequestInfo(request_id=request_id)
     if known is None:
         _log.error("unexpected_error", request_id=request_id, exc_info=error)
@@ -89,6 +92,24 @@ def status_of(error: BaseException, request_id: str) -> status_pb2.Status:
             [error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN), request_info],
         )
     return _status(_code_of(known), known.message, [*_details(known), request_info])
+
+
+def let_go(error: BaseException) -> None:
+    """Drops what an error that was dealt with still keeps in memory.
+
+    Its traceback holds frames, these hold requests and pixels, and whoever raises
+    anew while it is handled ties all of them into a cycle that only the garbage
+    collector ends, much later.
+    """
+    remaining: list[BaseException | None] = [error]
+    while remaining:
+        one = remaining.pop()
+        if one is None:
+            continue
+        if isinstance(one, BaseExceptionGroup):
+            remaining.extend(one.exceptions)
+        remaining.extend((one.__cause__, one.__context__))
+        one.__traceback__ = one.__cause__ = one.__context__ = None
 
 
 def _code_of(error: errors.FewSegError) -> int:

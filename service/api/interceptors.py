@@ -1,11 +1,12 @@
-"""What every call of the API goes through: an id, the error table, metrics, the access log."""
+"""What every call of the API goes through: an id, bounds, the error table, metrics, the log."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterable, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 import grpc
@@ -14,13 +15,35 @@ import structlog
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from service.api.calls import REQUEST_ID_KEY, ServicerContext, current_request_id, request_id_of
-from service.api.errors import status_of
-from service.core.errors import UnavailableError
+from service.api.calls import (
+    REQUEST_ID_KEY,
+    ServicerContext,
+    current_request_id,
+    is_overdue,
+    request_id_of,
+)
+from service.api.errors import let_go, status_of
+from service.api.fields import placed
+from service.api.messages import (
+    COME_BACK_SECONDS,
+    MessageMemory,
+    Messages,
+    Patience,
+    overloaded,
+    stopping,
+)
+from service.core.errors import FewSegError, InvalidArgumentError, UnavailableError
+from service.core.limits import Limits
 from service.logs import get_logger
 
 _OURS: Final = "/fewseg.v1."
-_COME_BACK_SECONDS: Final = 1.0
+# While the server stops, a client has so long for a message that it has begun to send.
+# Frames of a stream are no parts of one thing: it can end between any two.
+_LAST_MESSAGE_SECONDS: Final = 1.0
+_NEXT_FRAME_SECONDS: Final = 0.0
+
+_CALLS_PER_REQUEST_IN_FLIGHT: Final = 8
+_LARGEST_MESSAGES: Final = 16
 
 _log = get_logger(__name__)
 
@@ -39,6 +62,33 @@ class CallObserver(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class CallBounds:
+    """What all open calls may take together, before the core is asked.
+
+    The core refuses what it cannot do in time; these bounds are wider, and keep
+    calls from filling the memory before they get that far.
+
+    Attributes:
+        message_bytes: Bytes of one message.
+        calls: Calls that are open, streams included.
+        request_bytes: Bytes of the messages of calls that send one each.
+    """
+
+    message_bytes: int
+    calls: int
+    request_bytes: int
+
+    @classmethod
+    def of(cls, limits: Limits) -> CallBounds:
+        """The bounds that fit the limits of requests."""
+        return cls(
+            message_bytes=limits.message_bytes,
+            calls=_CALLS_PER_REQUEST_IN_FLIGHT * limits.in_flight,
+            request_bytes=_LARGEST_MESSAGES * limits.message_bytes,
+        )
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Gives each call its id, its error status, its metrics and its line in the log.
 
@@ -46,22 +96,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     Args:
         observer: Hears of calls.
+        bounds: What they may take together.
     """
 
-    def __init__(self, observer: CallObserver) -> None:
+    def __init__(self, observer: CallObserver, bounds: CallBounds) -> None:
         self._observer = observer
-        self._refusal: tuple[str, str] | None = ("STARTING", "The server is starting.")
+        self._bounds = bounds
+        self._memory = MessageMemory(bounds.request_bytes)
+        self._patience = Patience()
+        self._refuse: Callable[[], UnavailableError] | None = _starting
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     def admit(self) -> None:
         """Lets calls through from now on; before, they are told to come back."""
-        self._refusal = None
+        self._refuse = None
 
     def refuse(self) -> None:
-        """Tells calls that come from now on that the server is stopping."""
-        self._refusal = ("STOPPING", "The server is stopping.")
+        """Tells calls that come, or wait for messages, from now on that the server is stopping."""
+        self._refuse = stopping
+        self._patience.end()
 
     async def idle(self) -> None:
         """Waits until no call runs."""
@@ -85,54 +140,96 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self, handler: grpc.RpcMethodHandler[Any, Any], method: str
     ) -> grpc.RpcMethodHandler[Any, Any]:
         # Handlers of streams write through the context instead of yielding, so
-        # that all kinds are coroutines and a cancellation always enters them.
-        make, behaviour = {
-            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
-            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
-            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
-            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
-        }[handler.request_streaming, handler.response_streaming]
-
-        async def served(request: Any, context: ServicerContext) -> Any:
-            async with self._serve(method, context):
-                if self._refusal is not None:
-                    raise UnavailableError(*self._refusal, retry_after=_COME_BACK_SECONDS)
-                return await behaviour(request, context)
-
-        return make(
-            served,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+        # that all kinds are coroutines and a cancellation always enters them. And
+        # all are streams of bytes to gRPC, so that a call can be refused before
+        # its message is read, and a message before it is parsed.
+        behaviour = (
+            handler.unary_unary
+            or handler.stream_unary
+            or handler.unary_stream
+            or handler.stream_stream
         )
+        make, seconds = (
+            (grpc.stream_stream_rpc_method_handler, _NEXT_FRAME_SECONDS)
+            if handler.response_streaming
+            else (grpc.stream_unary_rpc_method_handler, _LAST_MESSAGE_SECONDS)
+        )
+        run = partial(self._run if handler.request_streaming else self._run_single, behaviour)
 
-    @asynccontextmanager
-    async def _serve(self, method: str, context: ServicerContext) -> AsyncIterator[None]:
-        request_id = request_id_of(context.invocation_metadata())
-        current_request_id.set(request_id)
-        structlog.contextvars.bind_contextvars(request_id=request_id, method=method)
-        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
-        with self._observed(method, context) as outcome:
+        async def served(raw: AsyncIterable[bytes], context: ServicerContext) -> Any:
+            messages = Messages(
+                raw,
+                handler.request_deserializer,
+                limit=self._bounds.message_bytes,
+                patience=self._patience,
+                seconds=seconds,
+            )
+            request_id = _named(method, context)
             try:
-                yield
-            except Exception as error:
-                status = status_of(error, request_id)
-                outcome.status = status
-                await _abort(context, status, request_id)
+                outcome = await self._observed(method, context, partial(run, messages))
+            finally:
+                await messages.close()
+                del raw, messages
+            # What ends a call in gRPC lies in a cycle with the frames that it passes. It is
+            # raised here, where no frame holds a message, or their reader, any more.
+            if outcome.status is not None:
+                await _abort(context, outcome.status, request_id)
+            return outcome.answer
 
-    @contextmanager
-    def _observed(self, method: str, context: ServicerContext) -> Iterator[_Outcome]:
+        return make(served, response_serializer=handler.response_serializer)
+
+    async def _run(
+        self, behaviour: _Behaviour, messages: Messages, context: ServicerContext
+    ) -> Any:
+        return await behaviour(messages, context)
+
+    async def _run_single(
+        self, behaviour: _Behaviour, messages: Messages, context: ServicerContext
+    ) -> Any:
+        """Runs a method that takes one message."""
+        try:
+            data = await messages.read_only_one()
+        except StopAsyncIteration:
+            raise InvalidArgumentError("EMPTY_MESSAGE", "Send a message.") from None
+        with self._memory.lend(len(data)):
+            request = messages.parsed(data)
+            del data
+            try:
+                return await behaviour(request, context)
+            except FewSegError as error:
+                raise placed(error, request.DESCRIPTOR) from None
+
+    async def _observed(
+        self,
+        method: str,
+        context: ServicerContext,
+        run: Callable[[ServicerContext], Awaitable[Any]],
+    ) -> _Outcome:
+        """Runs a call, counts it, and tells how it ended."""
         outcome = _Outcome()
         started = time.perf_counter()
         self._enter(method)
         try:
-            yield outcome
+            self._check_room()
+            outcome.answer = await run(context)
         except asyncio.CancelledError:
             outcome.cancelled = True
             raise
+        except Exception as error:
+            overdue = is_overdue(context)
+            outcome.status = status_of(error, current_request_id.get(), overdue=overdue)
+            let_go(error)
         finally:
             seconds = time.perf_counter() - started
             self._leave(method, outcome.code(context), seconds)
             outcome.log(context, seconds)
+        return outcome
+
+    def _check_room(self) -> None:
+        if self._refuse is not None:
+            raise self._refuse()
+        if self._running > self._bounds.calls:
+            raise overloaded()
 
     def _enter(self, method: str) -> None:
         self._running += 1
@@ -150,6 +247,7 @@ class _Outcome:
     """How a call ended."""
 
     def __init__(self) -> None:
+        self.answer: Any = None
         self.status: status_pb2.Status | None = None
         self.cancelled = False
 
@@ -160,10 +258,7 @@ class _Outcome:
         if not self.cancelled:
             return "OK"
         # gRPC cancels a handler both when the client leaves and when its time is over.
-        remaining = context.time_remaining()
-        if remaining is not None and remaining <= 0:
-            return "DEADLINE_EXCEEDED"
-        return "CANCELLED"
+        return "DEADLINE_EXCEEDED" if is_overdue(context) else "CANCELLED"
 
     def log(self, context: ServicerContext, seconds: float) -> None:
         """Writes the line of the access log."""
@@ -172,6 +267,19 @@ class _Outcome:
             _log.debug("call", **facts)
         else:
             _log.info("call_failed", error=self.status.message, **facts)
+
+
+def _starting() -> UnavailableError:
+    return UnavailableError("STARTING", "The server is starting.", retry_after=COME_BACK_SECONDS)
+
+
+def _named(method: str, context: ServicerContext) -> str:
+    """Names the running call, in the log and to its client."""
+    request_id = request_id_of(context.invocation_metadata())
+    current_request_id.set(request_id)
+    structlog.contextvars.bind_contextvars(request_id=request_id, method=method)
+    context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+    return request_id
 
 
 async def _abort(context: ServicerContext, status: status_pb2.Status, request_id: str) -> None:

@@ -15,7 +15,8 @@ from fewseg.v1 import types_pb2
 from service.api import names
 from service.api.annotations import annotation_input
 from service.core import images
-from service.core.errors import InvalidArgumentError, OutOfLimitsError
+from service.core.counts import check_count
+from service.core.errors import InvalidArgumentError
 from service.core.limits import Limits
 from service.core.types import (
     AnnotationInput,
@@ -99,13 +100,7 @@ def check_support_count(count: int, limits: Limits) -> None:
     Raises:
         OutOfLimitsError: There are too many (TOO_MANY_SUPPORTS).
     """
-    if count > limits.supports:
-        raise OutOfLimitsError(
-            "TOO_MANY_SUPPORTS",
-            f"A task of this server has at most {limits.supports} supports.",
-            field="supports",
-            metadata={"limit": str(limits.supports)},
-        )
+    check_count("supports", count, limits.supports, field="supports")
 
 
 def classes(ways: Sequence[str], limits: Limits) -> tuple[str, ...]:
@@ -119,13 +114,7 @@ def classes(ways: Sequence[str], limits: Limits) -> tuple[str, ...]:
         raise InvalidArgumentError(
             "NO_CLASSES", "A task needs at least one class.", field="classes"
         )
-    if len(ways) > limits.classes:
-        raise OutOfLimitsError(
-            "TOO_MANY_CLASSES",
-            f"A task of this server has at most {limits.classes} classes.",
-            field="classes",
-            metadata={"limit": str(limits.classes)},
-        )
+    check_count("classes", len(ways), limits.classes, field="classes")
     checked: dict[str, int] = {}
     for index, way in enumerate(ways):
         name = names.class_name(way, f"classes[{index}]")
@@ -234,9 +223,21 @@ def _image(message: types_pb2.Image, limits: Limits) -> SourceImage:
     if kind is None:
         raise InvalidArgumentError("NO_IMAGE", "Set either encoded or raw.")
     if kind == "encoded":
-        return within("encoded", images.inspect, message.encoded, max_pixels=limits.image_pixels)
-    size = Size(message.raw.height, message.raw.width)
-    return within("raw", images.raw_image, message.raw.rgb, size, max_pixels=limits.image_pixels)
+        return within(
+            "encoded",
+            images.inspect,
+            message.encoded,
+            max_pixels=limits.image_pixels,
+            max_side=limits.image_side,
+        )
+    return within(
+        "raw",
+        images.raw_image,
+        message.raw.rgb,
+        Size(message.raw.height, message.raw.width),
+        max_pixels=limits.image_pixels,
+        max_side=limits.image_side,
+    )
 
 
 def query(request: segmentation_pb2.SegmentRequest, limits: Limits) -> Query:

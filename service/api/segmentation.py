@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 
 from fewseg.v1 import segmentation_service_pb2 as pb2
 from fewseg.v1 import segmentation_service_pb2_grpc as pb2_grpc
 from service.api import answers, names, requests
-from service.api.calls import ServicerContext, current_request_id, new_call
-from service.api.errors import status_of
+from service.api.calls import ServicerContext, current_request_id, is_overdue, new_call
+from service.api.errors import let_go, status_of
+from service.api.fields import placing
 from service.api.pipeline import run_in_order
 from service.core.errors import InvalidArgumentError
 from service.core.gateway import Gateway
@@ -35,7 +37,8 @@ class SegmentationServicer(pb2_grpc.SegmentationServiceServicer):
         call = new_call(context)
         query = await requests.off_the_loop(requests.query, request, self._gateway.limits)
         result = await self._gateway.segmenter.segment(query, call)
-        answer = answers.segmentation(result, call.clock)
+        answer = pb2.SegmentResponse()
+        await answers.write_segmentation(answer, result, call.clock)
         answers.check_size(answer, self._gateway.limits)
         return answer
 
@@ -44,13 +47,14 @@ class SegmentationServicer(pb2_grpc.SegmentationServiceServicer):
     ) -> None:
         """Segments the images of a stream, pipelined and in order."""
         opening = await _opening(request_iterator)
-        options = requests.within("opening.options", requests.output_options, opening.options)
-        session = await self._gateway.segmenter.open_stream(
-            requests.within("opening", names.task_name, opening.name),
-            requests.within("opening", names.etag, opening.etag),
-            pinned=requests.within("opening", requests.is_pinned, opening.revision_policy),
-            call=new_call(context),
-        )
+        with _placing_in_opening():
+            options = requests.within("options", requests.output_options, opening.options)
+            session = await self._gateway.segmenter.open_stream(
+                names.task_name(opening.name),
+                names.etag(opening.etag),
+                pinned=requests.is_pinned(opening.revision_policy),
+                call=new_call(context),
+            )
 
         async def work(frame: pb2.SegmentStreamFrame) -> pb2.SegmentStreamResponse:
             return await self._answer(frame, session, options, context)
@@ -73,20 +77,24 @@ class SegmentationServicer(pb2_grpc.SegmentationServiceServicer):
         context: ServicerContext,
     ) -> pb2.SegmentStreamResponse:
         """Segments one frame; what goes wrong with it is its answer."""
+        answer = pb2.SegmentStreamResponse(sequence_id=frame.sequence_id)
+        limits = self._gateway.limits
         try:
-            call = new_call(context)
-            image = await requests.off_the_loop(requests.image_of, frame, self._gateway.limits)
-            result = await session.segment(image, options, call)
-            answer = pb2.SegmentStreamResponse(
-                sequence_id=frame.sequence_id,
-                segmentation=answers.segmentation(result, call.clock),
-            )
-            answers.check_size(answer, self._gateway.limits)
+            with _placing_in_opening():
+                call = new_call(context)
+                image = await requests.off_the_loop(requests.image_of, frame, limits)
+                result = await session.segment(image, options, call)
+                await answers.write_segmentation(answer.segmentation, result, call.clock)
+                answers.check_size(answer, limits)
         except Exception as error:
-            return pb2.SegmentStreamResponse(
-                sequence_id=frame.sequence_id, error=status_of(error, current_request_id.get())
-            )
+            overdue = is_overdue(context)
+            answer.error.CopyFrom(status_of(error, current_request_id.get(), overdue=overdue))
+            let_go(error)
         return answer
+
+
+def _placing_in_opening() -> AbstractContextManager[None]:
+    return placing(pb2.SegmentStreamOpening, "opening")
 
 
 async def _opening(messages: AsyncIterator[pb2.SegmentStreamRequest]) -> pb2.SegmentStreamOpening:

@@ -14,6 +14,7 @@ from fewseg.v1 import task_service_pb2 as pb2
 from fewseg.v1 import task_service_pb2_grpc as pb2_grpc
 from service.api import answers, names, requests
 from service.api.calls import ServicerContext, new_call
+from service.api.fields import placing
 from service.core.errors import InvalidArgumentError
 from service.core.gateway import Gateway
 from service.core.limits import Limits
@@ -92,13 +93,14 @@ class TaskServicer(pb2_grpc.TaskServiceServicer):
         """Adds the supports of a stream, all or none."""
         call = new_call(context)
         header = await _header(request_iterator)
-        report = await self._gateway.tasks.add_supports(
-            requests.within("header", names.task_name, header.name),
-            requests.within("header", names.etag, header.etag),
-            requests.within("header", names.request_id, header.request_id),
-            _supports(request_iterator, self._gateway.limits),
-            call,
-        )
+        with placing(pb2.AddSupportsHeader, "header"):
+            report = await self._gateway.tasks.add_supports(
+                names.task_name(header.name),
+                names.etag(header.etag),
+                names.request_id(header.request_id),
+                _supports(request_iterator, self._gateway.limits),
+                call,
+            )
         return pb2.AddSupportsResponse(
             task=answers.task(report), timings=answers.timings(call.clock)
         )
@@ -169,8 +171,7 @@ async def _supports(
         try:
             support = await requests.off_the_loop(requests.support_input, message.support, limits)
         except InvalidArgumentError as error:
-            error.within(f"supports[{index}]")
-            raise
+            raise error.within(f"supports[{index}]") from None
         yield support
         index += 1
     await asyncio.sleep(_SETTLING_SECONDS)

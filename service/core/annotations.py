@@ -10,10 +10,12 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from service.core.errors import FewSegError, InvalidArgumentError, OutOfLimitsError
+from service.core.counts import check_count
+from service.core.errors import FewSegError, InvalidArgumentError
 from service.core.index_masks import check_index_mask, check_mask_size, unknown_class
 from service.core.limits import Limits
-from service.core.run_lengths import read_counts
+from service.core.run_lengths import check_run_lengths
+from service.core.stopping import checkpoint
 from service.core.types import (
     BACKGROUND,
     Annotation,
@@ -40,6 +42,8 @@ _FIELD_OF_GEOMETRY = {
 
 #: Two numbers in memory.
 _VERTEX_BYTES = 16
+#: A number in memory, and what points to it.
+_VALUE_BYTES = 16
 
 _Vertices = Sequence[tuple[float, float]]
 
@@ -53,7 +57,7 @@ def check(
         annotation: As given.
         image: Size of the image it belongs to, after EXIF orientation.
         classes: The task's classes, in task order.
-        limits: Bounds on marks and vertices.
+        limits: Bounds on marks, vertices and masks.
 
     Returns:
         The annotation: exhaustive by the rule (a mark is dense) if it was unset, shot
@@ -62,7 +66,9 @@ def check(
     Raises:
         InvalidArgumentError: Wrong; ``field`` names the place, such as
             ``marks[0].points.points[3]``.
-        OutOfLimitsError: TOO_MANY_MARKS or TOO_MANY_VERTICES.
+        OutOfLimitsError: TOO_MANY_MARKS, TOO_MANY_VERTICES, TOO_MANY_MASK_VALUES or
+            TOO_MANY_MASK_PIXELS.
+        StoppedError: Nobody waits for the answer any more.
     """
     labelled = _check_marks(annotation.marks, image, classes, limits)
     shot_classes = _check_shot_classes(annotation.shot_classes, classes) or labelled
@@ -88,9 +94,9 @@ def merge(
         InvalidArgumentError: See ``check``; the paths count the new marks.
         OutOfLimitsError: Old and new marks together are too many.
     """
-    labelled = _check_marks(new.marks, image, classes, limits)
     marks = old.marks + new.marks
-    _check_counts(marks, limits)
+    _check_counts(marks, image, limits)
+    labelled = _check_marks(new.marks, image, classes, limits)
     given = _check_shot_classes(new.shot_classes, classes)
     return Annotation(
         marks=marks,
@@ -100,14 +106,15 @@ def merge(
 
 
 def weight(annotation: Annotation) -> int:
-    """Bytes that an annotation takes, about: its masks, and two numbers per vertex."""
+    """Bytes that an annotation takes, about: its masks, their numbers, its vertices."""
     return sum(_geometry_weight(mark.geometry) for mark in annotation.marks)
 
 
 def _geometry_weight(geometry: Geometry) -> int:
     match geometry:
         case IndexMask():
-            return len(geometry.png)
+            names = sum(map(len, geometry.class_of_value.values()))
+            return len(geometry.png) + names + _VALUE_BYTES * _value_count(geometry)
         case RunLengthMask():
             return len(geometry.counts)
         case Polygon():
@@ -157,9 +164,10 @@ def _check_marks(
         raise InvalidArgumentError(
             "NO_MARKS", "An annotation holds at least one mark.", field="marks"
         )
-    _check_counts(marks, limits)
+    _check_counts(marks, image, limits)
     labelled: set[str] = set()
     for index, mark in enumerate(marks):
+        checkpoint()
         try:
             labelled.update(_check_mark(mark, image, classes))
         except FewSegError as error:
@@ -167,21 +175,24 @@ def _check_marks(
     return labelled
 
 
-def _check_counts(marks: Sequence[Mark], limits: Limits) -> None:
-    if len(marks) > limits.marks:
-        raise OutOfLimitsError(
-            "TOO_MANY_MARKS",
-            f"The annotation holds {len(marks)} marks; at most {limits.marks} are taken.",
-            field="marks",
-        )
-    vertices = sum(_vertex_count(mark.geometry) for mark in marks)
-    if vertices > limits.vertices:
-        raise OutOfLimitsError(
-            "TOO_MANY_VERTICES",
-            f"The annotation holds {vertices} vertices and points; "
-            f"at most {limits.vertices} are taken.",
-            field="marks",
-        )
+def _check_counts(marks: Sequence[Mark], image: Size, limits: Limits) -> None:
+    """Refuses what is too much before any of it is looked into."""
+    geometries = [mark.geometry for mark in marks]
+    # A dense mask must be of the image's size.
+    mask_pixels = image.pixels * sum(map(_dense, geometries))
+    for what, count, limit in (
+        ("marks", len(marks), limits.marks),
+        ("vertices", sum(map(_vertex_count, geometries)), limits.vertices),
+        ("mask values", sum(map(_value_count, geometries)), limits.mask_values),
+        ("mask pixels", mask_pixels, limits.mask_pixels),
+    ):
+        check_count(what, count, limit, field="marks")
+
+
+def _value_count(geometry: Geometry) -> int:
+    if isinstance(geometry, IndexMask):
+        return len(geometry.class_of_value) + len(geometry.void_values)
+    return 0
 
 
 def _vertex_count(geometry: Geometry) -> int:
@@ -231,7 +242,7 @@ def _check_geometry(geometry: Geometry, image: Size, classes: Sequence[str]) -> 
             return check_index_mask(geometry, image, classes)
         case RunLengthMask():
             check_mask_size(geometry.size, image)
-            read_counts(geometry)
+            check_run_lengths(geometry)
         case Polygon():
             _check_polygon(geometry, image)
         case Points():

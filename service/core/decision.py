@@ -155,11 +155,14 @@ class _Weighed:
     def elect(self, labels: NDArray[np.uint8]) -> _Floats:
         """Writes the winners to ``labels``; returns the highest value of the contest."""
         best: _Floats = self.contest[0]
+        if len(self.contest) == 1:
+            np.greater(best, self.threshold, out=labels.view(np.bool_))
+            return best
         labels[:] = 1
         for way, rival in enumerate(self.contest[1:], start=2):
             labels[rival > best] = way
             best = np.maximum(best, rival)
-        labels *= best > self.threshold
+        labels *= (best > self.threshold).view(np.uint8)
         return best
 
 
@@ -273,7 +276,8 @@ def _linear(margins: _Floats) -> _Floats:
 
 
 def _sigmoid(margins: _Floats) -> _Floats:
+    negative = np.negative(margins)
     with np.errstate(over="ignore"):
-        negative = np.exp(-margins)
+        np.exp(negative, out=negative)
     negative += 1
     return np.reciprocal(negative, out=negative)

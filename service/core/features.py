@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from service.core.caches import ByteBudgetCache
 from service.core.calls import Call
 from service.core.family import FeatureReuse, GraphRole, ModelFamily
-from service.core.images import decode
+from service.core.images import upright
 from service.core.ports import Engine
-from service.core.resize import check_size, to_network
+from service.core.resize import check_size, picture_to_network
 from service.core.timing import Stage
 from service.core.types import SourceImage
 from service.core.workers import CodecWorkers
@@ -146,9 +146,9 @@ class ImageFeatures:
 
 def _prepare(image: SourceImage, family: ModelFamily) -> tuple[NDArray[Any], float, float]:
     started = time.perf_counter()
-    pixels = decode(image)
+    picture = upright(image)
     decoded = time.perf_counter()
-    network = to_network(pixels, family)[None]
+    network = picture_to_network(picture, family)[None]
     return network, decoded - started, time.perf_counter() - decoded
 
 

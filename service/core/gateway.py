@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from service.core.admission import Admission
 from service.core.caches import ByteBudgetCache
 from service.core.catalog import Catalog
+from service.core.committing import TaskCommitter
 from service.core.deciding import MaskDecider
 from service.core.directory import TaskDirectory
 from service.core.features import FeatureKey, FeatureMaps, ImageFeatures
@@ -90,6 +91,7 @@ class Gateway:
 
     def _assemble(self) -> None:
         directory = TaskDirectory(self._store, self._settings.tenants, self._now)
+        requests = RequestMemory(self._store, self._settings.request_memory, self._now)
         features = ImageFeatures(
             self._engine, self._workers, self._feature_cache, self._settings.feature_reuse
         )
@@ -106,17 +108,22 @@ class Gateway:
             directory=directory,
             catalog=self.catalog,
             builder=self._builder,
-            judge=LeaveOneOut(
+            committer=TaskCommitter(
+                directory=directory,
                 builder=self._builder,
-                features=features,
-                decider=self._decider,
-                store=self._store,
-                workers=self._workers,
+                judge=LeaveOneOut(
+                    builder=self._builder,
+                    features=features,
+                    decider=self._decider,
+                    store=self._store,
+                    workers=self._workers,
+                ),
+                requests=requests,
+                leave_one_out_limit=self._settings.leave_one_out_limit,
             ),
             store=self._store,
-            requests=RequestMemory(self._store, self._settings.request_memory, self._now),
+            requests=requests,
             intake=SupportIntake(self._workers, self.limits),
-            leave_one_out_limit=self._settings.leave_one_out_limit,
             telemetry=self._telemetry,
             now=self._now,
         )

@@ -24,13 +24,15 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from service.core.errors import InvalidArgumentError, OutOfLimitsError
+from service.core.limits import Limits
+from service.core.png_chunks import PNG_SIGNATURE, without_texts
 from service.core.types import Size, SourceImage
 
 _Plugin = Callable[[BytesIO], ImageFile.ImageFile]
 
 _READ: Final[tuple[tuple[bytes, _Plugin], ...]] = (
     (b"\xff\xd8\xff", JpegImageFile),
-    (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    (PNG_SIGNATURE, PngImageFile),
     (b"II*\0", TiffImageFile),
     (b"MM\0*", TiffImageFile),
     (b"II+\0", TiffImageFile),
@@ -54,6 +56,8 @@ _NAMED_ONLY: Final[tuple[tuple[int, bytes, str], ...]] = (
 #: Pillow decodes these in Python, pixel run by pixel run: a large one would hold up everyone.
 _BMP_RUN_LENGTHS: Final = frozenset({1, 2})
 
+_MAX_SIDE: Final = Limits().image_side
+
 _FORMATS_HELP: Final = "send a JPEG, PNG, WebP, TIFF or BMP file"
 
 _EXIF_ORIENTATION: Final = 0x0112
@@ -73,12 +77,13 @@ _WITH_ALPHA: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _TO_RGB: Final = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"})
 
 
-def inspect(data: bytes, *, max_pixels: int) -> SourceImage:
+def inspect(data: bytes, *, max_pixels: int, max_side: int = _MAX_SIDE) -> SourceImage:
     """Checks a file's header and names its size, without decoding pixels.
 
     Args:
         data: A JPEG, PNG, WebP, TIFF or BMP file with a single frame.
         max_pixels: Most pixels that will be decoded.
+        max_side: Most rows, and most columns.
 
     Returns:
         The image, its size after EXIF orientation.
@@ -88,26 +93,27 @@ def inspect(data: bytes, *, max_pixels: int) -> SourceImage:
             ANIMATED_IMAGE.
         OutOfLimitsError: IMAGE_TOO_LARGE.
     """
-    image = _open(data, max_pixels)
+    image = _open(data, max_pixels, max_side)
     size = Size(image.height, image.width)
     if _orientation(image) in _SWAPS_AXES:
         size = Size(size.width, size.height)
     return SourceImage(data=data, size=size, raw=False, digest=hashlib.sha256(data).hexdigest())
 
 
-def raw_image(rgb: bytes, size: Size, *, max_pixels: int) -> SourceImage:
+def raw_image(rgb: bytes, size: Size, *, max_pixels: int, max_side: int = _MAX_SIDE) -> SourceImage:
     """Takes pixels without a container.
 
     Args:
         rgb: height * width * 3 bytes, rows from the top.
         size: Rows and columns.
         max_pixels: Most pixels that are taken.
+        max_side: Most rows, and most columns.
 
     Raises:
         InvalidArgumentError: EMPTY_IMAGE, or WRONG_RAW_LENGTH.
         OutOfLimitsError: IMAGE_TOO_LARGE.
     """
-    _check_size(size, max_pixels)
+    _check_size(size, max_pixels, max_side)
     if len(rgb) != size.pixels * 3:
         raise InvalidArgumentError(
             "WRONG_RAW_LENGTH",
@@ -133,23 +139,34 @@ def decode(image: SourceImage) -> NDArray[np.uint8]:
     if image.raw:
         shape = (image.size.height, image.size.width, 3)
         return np.frombuffer(image.data, dtype=np.uint8).reshape(shape)
-    opened = _open(image.data, image.size.pixels)
+    return np.asarray(upright(image))
+
+
+def upright(image: SourceImage) -> Image.Image:
+    """Decodes an image as ``decode`` does, into a picture of mode RGB that is not to be changed.
+
+    Raises:
+        InvalidArgumentError: As ``decode``.
+    """
+    if image.raw:
+        size = (image.size.width, image.size.height)
+        return Image.frombuffer("RGB", size, image.data, "raw", "RGB", 0, 1)
+    opened = _open(image.data, image.size.pixels, max(image.size.height, image.size.width))
     orientation = _orientation(opened)
     try:
         opened.load()
-        upright = _to_rgb(opened)
+        picture = _to_rgb(opened)
         if orientation in _TRANSPOSE_OF_ORIENTATION:
-            upright = upright.transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
-        pixels = np.asarray(upright)
+            picture = picture.transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
     except InvalidArgumentError:
         raise
     except Exception as error:
         # Pillow promises no kinds here: OSError, SyntaxError, EOFError, struct.error,
         # zlib.error, ValueError, MemoryError all mean that the file cannot be decoded.
         raise _truncated() from error
-    if pixels.shape != (image.size.height, image.size.width, 3):
+    if picture.size != (image.size.width, image.size.height):
         raise _truncated()
-    return pixels
+    return picture
 
 
 def _truncated() -> InvalidArgumentError:
@@ -159,17 +176,17 @@ def _truncated() -> InvalidArgumentError:
     )
 
 
-def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+def _open(data: bytes, max_pixels: int, max_side: int) -> ImageFile.ImageFile:
     """Reads the header with the plugin of the file's signature."""
     if not data:
         raise InvalidArgumentError("EMPTY_IMAGE", f"The image holds no bytes; {_FORMATS_HELP}.")
-    plugin = _plugin_for(data, max_pixels)
+    plugin = _plugin_for(data, max_pixels, max_side)
     try:
-        image = plugin(BytesIO(data))
+        image = plugin(BytesIO(without_texts(data) if plugin is PngImageFile else data))
         animated = bool(getattr(image, "is_animated", False))
     except Exception as error:  # see decode: Pillow promises no kinds
         raise _not_an_image() from error
-    _check_size(Size(image.height, image.width), max_pixels)
+    _check_size(Size(image.height, image.width), max_pixels, max_side)
     if animated:
         raise InvalidArgumentError(
             "ANIMATED_IMAGE", "The image holds several frames; send the one that is meant."
@@ -181,10 +198,10 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     return image
 
 
-def _plugin_for(data: bytes, max_pixels: int) -> _Plugin:
+def _plugin_for(data: bytes, max_pixels: int, max_side: int) -> _Plugin:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         # The plugin sets up a decoder as large as the picture when it opens the file.
-        _check_size(_webp_size(data), max_pixels)
+        _check_size(_webp_size(data), max_pixels, max_side)
         return WebPImageFile
     for signature, plugin in _READ:
         if data.startswith(signature):
@@ -203,7 +220,7 @@ def _not_an_image() -> InvalidArgumentError:
     )
 
 
-def _check_size(size: Size, max_pixels: int) -> None:
+def _check_size(size: Size, max_pixels: int, max_side: int) -> None:
     if size.height <= 0 or size.width <= 0:
         raise InvalidArgumentError("EMPTY_IMAGE", f"The image has no pixels (it is {size}).")
     if size.pixels > max_pixels:
@@ -211,6 +228,13 @@ def _check_size(size: Size, max_pixels: int) -> None:
             "IMAGE_TOO_LARGE",
             f"The image has {size} pixels; at most {max_pixels} are taken: shrink it.",
             metadata={"pixels": str(size.pixels), "max_pixels": str(max_pixels)},
+        )
+    side = max(size.height, size.width)
+    if side > max_side:
+        raise OutOfLimitsError(
+            "IMAGE_TOO_LARGE",
+            f"The image is {size}; at most {max_side} rows or columns are taken: shrink it.",
+            metadata={"side": str(side), "max_side": str(max_side)},
         )
 
 
@@ -253,7 +277,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
         return _over_white(image)
     if image.mode in _TO_RGB:
-        return image.convert("RGB")
+        # Pillow copies what is RGB already.
+        return image if image.mode == "RGB" else image.convert("RGB")
     raise InvalidArgumentError(
         "UNSUPPORTED_PIXELS",
         f"Pixels of the kind {image.mode!r} have no one meaning as colours; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from typing import Final
 
@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
 
 from service.core.errors import InvalidArgumentError
+from service.core.png_chunks import PNG_SIGNATURE, without_texts
 from service.core.types import IndexMask, Size
 
-_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 #: Byte of a PNG file that holds the bits per sample (IHDR).
 _BIT_DEPTH_OFFSET: Final = 24
 _NUMBERED: Final = frozenset({"1", "L", "P", "I", "I;16", "I;16B"})
-_LARGEST_NUMBER: Final = 65_535
+#: What 16 bits can store.
+LARGEST_NUMBER: Final = 65_535
 _NUMBERS_PER_BAND: Final = 1 << 20
 
 
@@ -33,12 +34,12 @@ def read_numbers(png: bytes, image: Size) -> NDArray[np.uint16]:
 
     Raises:
         InvalidArgumentError: NOT_A_PNG, MASK_SIZE_MISMATCH, MASK_NOT_INDEXED,
-            TRUNCATED_MASK.
+            ANIMATED_IMAGE, TRUNCATED_MASK.
     """
-    if not png.startswith(_PNG_SIGNATURE):
+    if not png.startswith(PNG_SIGNATURE):
         raise InvalidArgumentError("NOT_A_PNG", "An index mask is a PNG file; this is none.")
     try:
-        opened = PngImageFile(BytesIO(png))
+        opened = PngImageFile(BytesIO(without_texts(png)))
     except Exception as error:  # Pillow promises no kinds
         raise InvalidArgumentError("NOT_A_PNG", "The mask's PNG header is damaged.") from error
     check_mask_size(Size(opened.height, opened.width), image)
@@ -47,6 +48,10 @@ def read_numbers(png: bytes, image: Size) -> NDArray[np.uint16]:
             "MASK_NOT_INDEXED",
             f"The mask holds colours ({opened.mode}), not one number per pixel; "
             "save it as a grey or palette PNG.",
+        )
+    if opened.is_animated:
+        raise InvalidArgumentError(
+            "ANIMATED_IMAGE", "The mask holds several frames; send the one that is meant."
         )
     try:
         opened.load()
@@ -81,7 +86,7 @@ def check_index_mask(mask: IndexMask, image: Size, classes: Sequence[str]) -> tu
 
     Raises:
         InvalidArgumentError: NO_CLASS_VALUES, UNKNOWN_CLASS, VOID_VALUE_MAPPED,
-            UNKNOWN_MASK_VALUE, and those of ``read_numbers``.
+            MASK_VALUE_TOO_LARGE, UNKNOWN_MASK_VALUE, and those of ``read_numbers``.
     """
     if not mask.class_of_value:
         raise InvalidArgumentError(
@@ -89,10 +94,13 @@ def check_index_mask(mask: IndexMask, image: Size, classes: Sequence[str]) -> tu
             "The mask does not say which class a number stands for.",
             field="class_of_value",
         )
+    void = frozenset(mask.void_values)
+    _check_storable(mask.class_of_value, "class_of_value")
+    _check_storable(void, "void_values")
     for value, name in mask.class_of_value.items():
         if name not in classes:
             raise unknown_class(name, field=f"class_of_value[{value}]")
-        if value in mask.void_values:
+        if value in void:
             raise InvalidArgumentError(
                 "VOID_VALUE_MAPPED",
                 f"Value {value} is both void and the class {name!r}; it can be one of them.",
@@ -103,7 +111,7 @@ def check_index_mask(mask: IndexMask, image: Size, classes: Sequence[str]) -> tu
     except InvalidArgumentError as error:
         raise error.within("png") from None
     for value in present:
-        if value != 0 and value not in mask.class_of_value and value not in mask.void_values:
+        if value != 0 and value not in mask.class_of_value and value not in void:
             raise InvalidArgumentError(
                 "UNKNOWN_MASK_VALUE",
                 f"The mask holds the value {value}, which is neither 0, nor void, nor named "
@@ -112,6 +120,17 @@ def check_index_mask(mask: IndexMask, image: Size, classes: Sequence[str]) -> tu
                 metadata={"value": str(value)},
             )
     return tuple({mask.class_of_value[v] for v in present if v in mask.class_of_value})
+
+
+def _check_storable(values: Iterable[int], field: str) -> None:
+    for value in values:
+        if not 0 <= value <= LARGEST_NUMBER:
+            raise InvalidArgumentError(
+                "MASK_VALUE_TOO_LARGE",
+                f"No mask can hold the value {value}: a PNG stores 0 to {LARGEST_NUMBER}.",
+                field=field,
+                metadata={"value": str(value)},
+            )
 
 
 def unknown_class(name: str, *, field: str) -> InvalidArgumentError:
@@ -125,7 +144,7 @@ def unknown_class(name: str, *, field: str) -> InvalidArgumentError:
 
 
 def _occurring(numbers: NDArray[np.uint16]) -> list[int]:
-    occurs = np.zeros(_LARGEST_NUMBER + 1, dtype=np.bool_)
+    occurs = np.zeros(LARGEST_NUMBER + 1, dtype=np.bool_)
     flat = numbers.reshape(-1)
     # In bands: indexing widens the numbers to eight bytes each.
     for start in range(0, flat.size, _NUMBERS_PER_BAND):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from functools import lru_cache
-from io import BytesIO
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from service.core.run_lengths import encode_run_lengths
-from service.core.types import DecidedMask, EncodedMask, MaskFormat, Size
+from service.core.stopping import checkpoint
+from service.core.types import DecidedMask, EncodedMask, MaskFormat, RunLengthMask, Size
+
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+#: Colour type of a palette image.
+_PALETTE: Final = 3
 
 
 def encode(mask: DecidedMask, ways: int, format: MaskFormat) -> EncodedMask:
@@ -34,17 +39,50 @@ def encode(mask: DecidedMask, ways: int, format: MaskFormat) -> EncodedMask:
         case MaskFormat.COCO_RLE:
             # Runs go down the columns: turned once, not once per class.
             columns = np.asfortranarray(labels)
-            masks = tuple(encode_run_lengths(columns == way) for way in range(1, ways + 1))
+            masks = tuple(_run_lengths(columns, way) for way in range(1, ways + 1))
             return EncodedMask(size, format, masks)
 
 
+def _run_lengths(labels: NDArray[np.uint8], way: int) -> RunLengthMask:
+    checkpoint()
+    return encode_run_lengths(labels == way)
+
+
 def _png(labels: NDArray[np.uint8], ways: int) -> bytes:
-    image = Image.fromarray(labels)
-    image.putpalette(voc_palette(1 + ways))
-    file = BytesIO()
+    """A palette PNG (ISO/IEC 15948), written here: Pillow takes four times as long for a mask."""
+    height, width = labels.shape
+    bits = next(bits for bits in (1, 2, 4, 8) if ways < 1 << bits)
+    # Byte 0 of a line names its filter: 0, none, as the standard advises for palettes.
+    lines = np.zeros((height, 1 + -(-width * bits // 8)), dtype=np.uint8)
+    _pack(labels, bits, lines[:, 1:])
     # Run-length matching: on masks as fast as level 1 and as small as level 6.
-    image.save(file, "PNG", compress_type=zlib.Z_RLE)
-    return file.getvalue()
+    compressor = zlib.compressobj(strategy=zlib.Z_RLE)
+    data = compressor.compress(memoryview(lines)) + compressor.flush()
+    return b"".join(
+        (
+            _PNG_SIGNATURE,
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, _PALETTE, 0, 0, 0)),
+            _chunk(b"PLTE", voc_palette(1 + ways)),
+            _chunk(b"IDAT", data),
+            _chunk(b"IEND", b""),
+        )
+    )
+
+
+def _pack(labels: NDArray[np.uint8], bits: int, packed: NDArray[np.uint8]) -> None:
+    """Writes labels at so many bits each, the leftmost pixel in the highest bits."""
+    if bits == 1:
+        packed[:] = np.packbits(labels, axis=1)
+        return
+    per_byte = 8 // bits
+    for place in range(per_byte):
+        pixels = labels[:, place::per_byte]
+        packed[:, : pixels.shape[1]] |= pixels << (8 - bits * (1 + place))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(data, zlib.crc32(kind))
+    return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)))
 
 
 @lru_cache(maxsize=256)

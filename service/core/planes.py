@@ -12,9 +12,10 @@ from PIL import Image
 
 from service.core.errors import RepositoryError
 from service.core.family import MaskResize, ModelFamily, VoidRule
-from service.core.index_masks import read_numbers
+from service.core.index_masks import LARGEST_NUMBER, read_numbers
 from service.core.rasterise import paint
 from service.core.run_lengths import decode_run_lengths
+from service.core.stopping import checkpoint
 from service.core.types import BACKGROUND, Annotation, IndexMask, RunLengthMask, Size
 
 _T = TypeVar("_T", bound=np.generic)
@@ -23,6 +24,8 @@ _T = TypeVar("_T", bound=np.generic)
 UNLABELLED: Final = -1
 #: The pixel belongs to no class and is no background evidence either.
 VOID: Final = -2
+#: A number of an index mask that says nothing.
+_UNNAMED: Final = -3
 
 #: The box around the positives grows by this share of its height and width on each side.
 _GROWTH: Final = 4
@@ -50,10 +53,12 @@ def label_plane(
     Raises:
         InvalidArgumentError: A dense mask cannot be read.
         RepositoryError: The family cannot resize dense masks and would have to.
+        StoppedError: Nobody waits for the plane any more.
     """
     labels = np.full((plane.height, plane.width), UNLABELLED, dtype=np.int16)
     way_of_class = {name: way for way, name in enumerate(classes, start=1)}
     for mark in annotation.marks:
+        checkpoint()
         geometry = mark.geometry
         if isinstance(geometry, IndexMask):
             _paint_index_mask(labels, geometry, image, way_of_class, family)
@@ -154,10 +159,15 @@ def _paint_index_mask(
     family: ModelFamily,
 ) -> None:
     numbers = _nearest(read_numbers(mask.png, image), Size(*labels.shape), family)
-    for value in mask.void_values:
-        labels[numbers == value] = VOID
-    for value, name in mask.class_of_value.items():
-        labels[numbers == value] = way_of_class[name]
+    meaning = np.full(LARGEST_NUMBER + 1, _UNNAMED, dtype=np.int16)
+    void = dict.fromkeys(mask.void_values, VOID)
+    ways = {value: way_of_class[name] for value, name in mask.class_of_value.items()}
+    for value, way in (void | ways).items():
+        # Tasks that were stored before such values were refused may hold larger ones.
+        if value <= LARGEST_NUMBER:
+            meaning[value] = way
+    said = meaning[numbers]
+    np.copyto(labels, said, where=said != _UNNAMED)
 
 
 def _nearest(pixels: NDArray[_T], plane: Size, family: ModelFamily) -> NDArray[_T]:

@@ -33,9 +33,10 @@ _CACHE_BYTES: Final = 32 * 1024 * 1024
 #: and the rows of a block that wide outputs still get.
 _BLOCK: Final = 4 * 65_536
 _BLOCK_ROWS: Final = 8
-#: Rows of a matrix that are kept with the zeros between their first and last tap: most
-#: masks are one such piece, and one product of BLAS.
-_PIECE_ROWS: Final = 640
+#: Rows of a matrix that are kept with the zeros between their first and last tap. Each piece
+#: costs a call and saves zeros: 80 x 80 cells to 375 x 500 pixels take 0.81 ms in pieces of
+#: 640 rows (in blocks, see ``_multiply``), 0.28 ms in pieces of 96, and 0.34 ms in pieces of 32.
+_PIECE_ROWS: Final = 96
 
 
 @dataclass(frozen=True, slots=True)

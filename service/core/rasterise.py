@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from service.core.stopping import checkpoint
 from service.core.types import Box, Points, Polygon, Scribble, Size
 
 #: Spans, or samples of a line, that are computed at once; bounds the memory of hostile strokes.
@@ -76,12 +77,16 @@ def paint(
         shape: In image pixels, inside the image.
         value: What the covered pixels become; at least one is covered.
         image: Size of the image.
+
+    Raises:
+        StoppedError: Nobody waits for the plane any more.
     """
     grid = Grid(image, Size(*plane.shape))
     if isinstance(shape, Box):
         _paint_box(plane, shape, value, grid)
         return
     for spans in _spans(shape, grid):
+        checkpoint()
         _fill(plane, spans, value)
 
 

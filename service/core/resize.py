@@ -46,13 +46,16 @@ def to_network(pixels: NDArray[np.uint8], family: ModelFamily) -> NDArray[Any]:
     Returns:
         [h, w, 3], C-contiguous: uint8, or uint16 = value x 256 where the family asks for it.
     """
-    image = Size(pixels.shape[0], pixels.shape[1])
+    return picture_to_network(Image.fromarray(pixels), family)
+
+
+def picture_to_network(picture: Image.Image, family: ModelFamily) -> NDArray[Any]:
+    """As ``to_network``, for pixels that Pillow holds (mode RGB), which spares copies of them."""
+    image = Size(picture.height, picture.width)
     target = family.network_size(image)
-    resized = pixels
     if family.image_resize is ImageResize.PIL_BILINEAR and target != image:
-        resized = np.asarray(
-            Image.fromarray(pixels).resize((target.width, target.height), Image.Resampling.BILINEAR)
-        )
+        picture = picture.resize((target.width, target.height), Image.Resampling.BILINEAR)
+    resized = np.asarray(picture)
     if family.input_dtype is InputDtype.UINT16_FIXED:
         return resized.astype(np.uint16) << 8
     return np.ascontiguousarray(resized)

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from service.core.admission import Admission
 from service.core.calls import Call, finished, running
 from service.core.catalog import Catalog
+from service.core.committing import TaskCommitter, summaries, without_pixels
 from service.core.directory import TaskDirectory, task_not_found
 from service.core.errors import (
     AlreadyExistsError,
@@ -20,9 +21,8 @@ from service.core.errors import (
     NotFoundError,
 )
 from service.core.family import ModelFamily
-from service.core.guidance import GuidanceBuilder, ShotSet, infers_background
+from service.core.guidance import GuidanceBuilder, infers_background
 from service.core.intake import SupportIntake, weight_of, with_ids
-from service.core.leave_one_out import LeaveOneOut
 from service.core.ports import RememberedRequest, Store, TaskChange, Telemetry
 from service.core.requests import BodyDigest, KeyedLocks, RequestId, RequestMemory
 from service.core.segmentation import support_not_found
@@ -32,7 +32,6 @@ from service.core.types import (
     Registration,
     Support,
     SupportInput,
-    SupportSummary,
     TaskHeader,
     TaskName,
     TaskRecord,
@@ -66,11 +65,10 @@ class Tasks:
         directory: Finds tasks.
         catalog: Finds families.
         builder: Guidance.
-        judge: Leave-one-out.
+        committer: Completes changes.
         store: Keeps support sets.
         requests: Remembers request ids.
         intake: Checks supports.
-        leave_one_out_limit: The most supports judged in one answer.
         telemetry: Hears stages and the number of tasks.
         now: The clock, UTC.
     """
@@ -82,11 +80,10 @@ class Tasks:
         directory: TaskDirectory,
         catalog: Catalog,
         builder: GuidanceBuilder,
-        judge: LeaveOneOut,
+        committer: TaskCommitter,
         store: Store,
         requests: RequestMemory,
         intake: SupportIntake,
-        leave_one_out_limit: int,
         telemetry: Telemetry,
         now: Callable[[], datetime],
     ) -> None:
@@ -94,11 +91,10 @@ class Tasks:
         self._directory = directory
         self._catalog = catalog
         self._builder = builder
-        self._judge = judge
+        self._committer = committer
         self._store = store
         self._requests = requests
         self._intake = intake
-        self._leave_one_out_limit = leave_one_out_limit
         self._telemetry = telemetry
         self._now = now
         self._locks = KeyedLocks()
@@ -166,7 +162,7 @@ class Tasks:
             field_of=lambda index: f"supports[{index}].image",
         )
         if shot_set.missing:
-            raise InvalidArgumentError(*_without_pixels(shot_set, family), field="supports")
+            raise InvalidArgumentError(*without_pixels(shot_set, family), field="supports")
         record = TaskRecord(replace(header, background=shot_set.background), record.supports)
         judged = [support.support_id for support in record.supports]
 
@@ -182,7 +178,9 @@ class Tasks:
             finally:
                 self._directory.forget(header.name)
 
-        report = await self._finish(family, record, shot_set, judged, request, body, commit, call)
+        report = await self._committer.complete(
+            family, record, shot_set, judged, request, body, commit, call
+        )
         self._telemetry.tasks(await self._store.count())
         return report
 
@@ -213,7 +211,7 @@ class Tasks:
             guidance = None if family is None else self._builder.peek(family, header)
             return TaskReport(
                 header,
-                _summaries(record),
+                summaries(record),
                 "" if family is None else family.name,
                 0 if guidance is None else guidance.nbytes,
             )
@@ -413,7 +411,7 @@ class Tasks:
                 shot_set = await self._builder.shots(family, header, record.supports, call)
                 if shot_set.missing:
                     raise FailedPreconditionError(
-                        *_without_pixels(shot_set, family), field=edited.field
+                        *without_pixels(shot_set, family), field=edited.field
                     )
                 header = replace(header, background=shot_set.background)
                 record = TaskRecord(header, edited.supports)
@@ -426,50 +424,8 @@ class Tasks:
                         # Whatever happened, the store knows better now.
                         self._directory.forget(name)
 
-                report = await self._finish(
+                report = await self._committer.complete(
                     family, record, shot_set, edited.judged, request, body, commit, call
                 )
                 self._builder.forget(family, before.header)
                 return report
-
-    async def _finish(
-        self,
-        family: ModelFamily,
-        record: TaskRecord,
-        shot_set: ShotSet,
-        judged: Collection[str],
-        request: RequestId,
-        body: str,
-        commit: Callable[[RememberedRequest | None], Awaitable[None]],
-        call: Call,
-    ) -> TaskReport:
-        """Merges, judges, commits, and keeps the guidance for the queries to come."""
-        merged = await self._builder.merge(family, shot_set.shots, call)
-        limited = list(judged)[: self._leave_one_out_limit]
-        report = TaskReport(
-            header=record.header,
-            supports=_summaries(record),
-            family=family.name,
-            guidance_bytes=sum(tensor.nbytes for tensor in merged.values()),
-            leave_one_out=await self._judge.judge(
-                family, record.header, record.supports, shot_set, limited, call
-            ),
-        )
-        with call.clock.measure(Stage.STORE):
-            await commit(self._requests.to_remember(request, body, report))
-        self._directory.note(record.header)
-        await self._builder.keep(family, record.header, merged, shot_set.background)
-        return report
-
-
-def _summaries(record: TaskRecord) -> tuple[SupportSummary, ...]:
-    return tuple(SupportSummary.of(support) for support in record.supports)
-
-
-def _without_pixels(shot_set: ShotSet, family: ModelFamily) -> tuple[str, str]:
-    names = ", ".join(f"'{name}'" for name in shot_set.missing)
-    size = f" at the network's {family.input_size}" if family.input_size else ""
-    return (
-        "CLASS_WITHOUT_PIXELS",
-        f"No support of the task shows a pixel of {names}{size}; annotate one.",
-    )

@@ -52,14 +52,16 @@ def read_repository(repository: Path) -> Catalog:
     """
     configs: dict[str, ModelConfig] = {}
     problems: list[str] = []
+    broken: list[str] = []
     for folder in model_folders(repository):
         try:
             configs[folder.name] = read_config(folder)
         except RepositoryError as error:
+            broken.append(folder.name)
             # Somebody else's model may leave its config to Triton's auto-completion.
             if error.reason != "CONFIG_MISSING" or _sounds_like_ours(folder.name):
                 problems.append(error.message)
-    catalog = read_catalog(configs)
+    catalog = read_catalog(configs, broken)
     problems.extend(catalog.problems)
     families = {}
     for name, models in catalog.families.items():

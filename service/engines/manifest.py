@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -75,15 +75,18 @@ def is_ensemble(role: GraphRole) -> bool:
     return role in _ENSEMBLES
 
 
-def read_catalog(configs: Mapping[str, ModelConfig]) -> Catalog:
+def read_catalog(configs: Mapping[str, ModelConfig], broken: Collection[str] = ()) -> Catalog:
     """Groups models into families and reads each family's parameters.
 
     Models without ``fewseg.*`` parameters belong to somebody else and are ignored.
 
     Args:
         configs: The repository's configs by model name.
+        broken: Models whose configs cannot be read, which was told already: their families
+            cannot be served, and no problem is added.
     """
     catalog = Catalog()
+    told = set(broken)
     members: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for model, config in sorted(configs.items()):
         values = parameters_of(config)
@@ -93,9 +96,12 @@ def read_catalog(configs: Mapping[str, ModelConfig]) -> Catalog:
             _check_member(model, values)
         except RepositoryError as error:
             catalog.problems.append(error.message)
+            told.add(model)
         else:
             members[values[PREFIX + "family"]][model] = values
     for name, models in members.items():
+        if not told.isdisjoint(f"{name}_{role.value}" for role in GraphRole):
+            continue
         try:
             catalog.families[name] = _read_family(name, models, configs)
         except RepositoryError as error:

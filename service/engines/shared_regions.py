@@ -37,6 +37,8 @@ _ALIGNMENT: Final = 64
 _REGION: Final = re.compile(r"fewseg-[0-9]+-[0-9a-f]{12}")
 #: Where Linux keeps system shared memory.
 _FOLDER: Final = "/dev/shm"
+#: Time between two attempts to have a region unmapped that a run still reads.
+_UNMAP_SECONDS: Final = 0.5
 #: From this size on copying is not for the event loop.
 _LARGE: Final = 1 << 20
 
@@ -127,6 +129,9 @@ class GuidanceShelf:
         self._threshold = threshold
         self._kept: dict[str, Guidance] = {}
         self._numbers = itertools.count(1)
+        #: Regions that are gone here, and that servers still map.
+        self._lingering: set[tuple[Endpoint, str]] = set()
+        self._unmapping: asyncio.Task[None] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -197,6 +202,9 @@ class GuidanceShelf:
             kept.dropped, kept.users = True, 0
             await self._release(kept)
         self._kept.clear()
+        if self._unmapping is not None:
+            self._unmapping.cancel()
+            await asyncio.wait({self._unmapping})
 
     async def _release(self, kept: Guidance) -> None:
         """Takes dropped guidance away when its last user has gone."""
@@ -207,11 +215,27 @@ class GuidanceShelf:
         name = memory.name
         memory.close()
         memory.unlink()
-        for endpoint in self._endpoints:
-            if name in endpoint.regions:
-                # A server that does not answer has lost the region, or loses it when it ends.
-                with suppress(TritonError, FewSegError):
-                    await endpoint.unregister(name)
+        self._lingering |= {(one, name) for one in self._endpoints if name in one.regions}
+        await self._unmap()
+        if self._lingering and (self._unmapping is None or self._unmapping.done()):
+            self._unmapping = asyncio.create_task(self._unmap_later())
+
+    async def _unmap_later(self) -> None:
+        while self._lingering:
+            await asyncio.sleep(_UNMAP_SECONDS)
+            await self._unmap()
+
+    async def _unmap(self) -> None:
+        """Lets servers unmap what is gone; a region that a run still reads stays for later."""
+        for endpoint, region in tuple(self._lingering):
+            self._lingering.discard((endpoint, region))
+            try:
+                await endpoint.unregister(region)
+            except TritonError as error:
+                if error.trouble is Trouble.FAILED:
+                    self._lingering.add((endpoint, region))
+            except FewSegError:
+                pass  # the engine is closed, and the server's share goes with the server
 
 
 def as_input(name: str, values: NDArray[Any]) -> Any:

@@ -50,12 +50,16 @@ def aliases():
 
 
 def client(engine, repository, triton, **settings):
-    """A client of a service of its own over one of the engines."""
+    """A client of a service of its own over one of the engines.
+
+    Images go by the ensemble the first time and by their feature maps the second time.
+    """
     return AsyncClient(
         ":embedded:",
         timeout=60,
         repository=repository,
         engine=engine,
+        feature_reuse="second_use",
         triton_address=(triton.grpc_address,),
         **settings,
     )

@@ -168,7 +168,7 @@ def test_the_split_head_scores_as_the_tiled_one_where_classes_compete():
     guide = SharedGuide(network)
     with torch.no_grad():
         guidance, weights = guide(support, planes)
-        logits = GuidedDecode(network)(GuidedQuery(network)(query), guidance)
+        logits = GuidedDecode(network.head)(GuidedQuery(network)(query), guidance)
         z = guide.annotated(support, planes)
     assert weights.tolist() == [[1, 1, 1]]
     for plane in range(3):
@@ -185,7 +185,7 @@ def test_the_split_head_gives_the_margin_of_the_tiled_one_where_each_way_is_a_ta
     planes = torch.stack([labels == value for value in range(3)]).float()[None]
     with torch.no_grad():
         guidance, weights = UnsharedGuide(network)(support, planes)
-        logits = GuidedDecode(network)(GuidedQuery(network)(query), guidance)
+        logits = GuidedDecode(network.head)(GuidedQuery(network)(query), guidance)
     assert weights.tolist() == [[1, 1]]
     for way in (1, 2):
         binary = torch.stack([labels != way, labels == way]).float()[None]

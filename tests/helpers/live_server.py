@@ -96,4 +96,4 @@ async def serving(repository, **changes):
                     models_grpc.ModelServiceStub(channel),
                 )
         finally:
-            await server.stop()
+            await server.stop(late_calls_seconds=0.0)

@@ -2,7 +2,6 @@
 """The local launcher: a real server, and a stand-in that is as strict as the C++ backend."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -28,12 +27,7 @@ def family(tmp_path):
     return write_tiny_repository(tmp_path)
 
 
-def regions():
-    return {name for name in os.listdir("/dev/shm") if name.startswith("fewseg-triton-")}
-
-
 def test_it_starts_serves_stops_and_leaves_nothing(tmp_path, family, triton_environment):
-    before = regions()
     with LocalTriton(tmp_path, environment=triton_environment) as triton:
         pid = triton.pid
         with InferenceServerClient(triton.grpc_address) as client:
@@ -42,9 +36,9 @@ def test_it_starts_serves_stops_and_leaves_nothing(tmp_path, family, triton_envi
             image.set_data_from_numpy(np.zeros((2, 32, 32, 3), np.uint8))
             answer = client.infer(f"{family}_features", [image])
             assert answer.as_numpy("features").shape == (2, 8, 4, 4)
-        assert regions() != before
+        assert triton.shared_memory
         folder = triton.log.parent
-    assert regions() == before
+    assert not triton.shared_memory
     assert not folder.exists()
     assert not Path(f"/proc/{pid}").exists()
 
@@ -52,14 +46,13 @@ def test_it_starts_serves_stops_and_leaves_nothing(tmp_path, family, triton_envi
 def test_a_killed_one_leaves_nothing_and_starts_again_where_it_was(
     tmp_path, family, triton_environment
 ):
-    before = regions()
     with LocalTriton(tmp_path, environment=triton_environment) as triton:
         address = triton.grpc_address
         with InferenceServerClient(address) as client:
             client.load_model(f"{family}_features")
         triton.kill()
         assert triton.pid is None
-        assert regions() == before
+        assert not triton.shared_memory
         triton.start()
         assert triton.grpc_address == address
         assert "READY" not in states(triton).values()

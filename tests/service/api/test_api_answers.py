@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from fewseg.v1 import segmentation_service_pb2 as segmentation_pb2
 from fewseg.v1 import types_pb2 as types
 from service.api import answers
 from service.core.errors import OutOfLimitsError
@@ -58,12 +59,17 @@ def segmentation(mask, **fields):
     return Segmentation(**(values | fields))
 
 
+async def shown(mask, **fields):
+    answer = segmentation_pb2.SegmentResponse()
+    await answers.write_segmentation(answer, segmentation(mask, **fields), StageClock())
+    return answer
+
+
 def test_a_task_is_shown_with_its_supports():
     report = TaskReport(
         header(expire_time=MOMENT),
         (SupportSummary("a", Size(4, 6), ("leaf",), 2),),
         "compact-1f2e3d4c",
-        BackgroundEvidence.GIVEN,
         2048,
         {"a": (ClassAgreement("leaf", 0.5),)},
     )
@@ -89,41 +95,38 @@ def test_a_listed_task_has_no_supports_and_may_never_end():
 
 
 @pytest.mark.parametrize(("format_", "kind"), [(MaskFormat.PNG, "png"), (MaskFormat.RAW, "raw")])
-def test_masks_are_bytes_of_their_format(format_, kind):
-    mask = EncodedMask(Size(1, 2), format_, b"\x01\x01")
-    shown = answers.segmentation(segmentation(mask), StageClock()).mask
-    assert (shown.WhichOneof("content"), getattr(shown, kind)) == (kind, b"\x01\x01")
-    assert (shown.height, shown.width) == (1, 2)
+async def test_masks_are_bytes_of_their_format(format_, kind):
+    mask = (await shown(EncodedMask(Size(1, 2), format_, b"\x01\x01"))).mask
+    assert (mask.WhichOneof("content"), getattr(mask, kind)) == (kind, b"\x01\x01")
+    assert (mask.height, mask.width) == (1, 2)
 
 
-def test_run_lengths_are_a_mask_per_class():
+async def test_run_lengths_are_a_mask_per_class():
     runs = (RunLengthMask(Size(1, 2), b"02"), RunLengthMask(Size(1, 2), b"2"))
-    mask = EncodedMask(Size(1, 2), MaskFormat.COCO_RLE, runs)
-    shown = answers.segmentation(segmentation(mask), StageClock()).mask
-    assert [one.compressed for one in shown.run_lengths.masks] == ["02", "2"]
+    mask = (await shown(EncodedMask(Size(1, 2), MaskFormat.COCO_RLE, runs))).mask
+    assert [one.compressed for one in mask.run_lengths.masks] == ["02", "2"]
 
 
-def test_an_answer_says_what_made_it_and_what_it_found():
-    mask = EncodedMask(Size(1, 2), MaskFormat.RAW, b"\x01\x01")
-    shown = answers.segmentation(segmentation(mask), StageClock())
-    assert (shown.family, shown.etag) == ("compact-1f2e3d4c", "0123456789abcdef-3")
-    assert shown.background_evidence == types.BACKGROUND_EVIDENCE_INFERRED
-    assert (shown.reuse.features, shown.reuse.guidance) == (True, False)
-    leaf, rust = shown.classes
+async def test_an_answer_says_what_made_it_and_what_it_found():
+    answer = await shown(EncodedMask(Size(1, 2), MaskFormat.RAW, b"\x01\x01"))
+    assert (answer.family, answer.etag) == ("compact-1f2e3d4c", "0123456789abcdef-3")
+    assert answer.background_evidence == types.BACKGROUND_EVIDENCE_INFERRED
+    assert (answer.reuse.features, answer.reuse.guidance) == (True, False)
+    leaf, rust = answer.classes
     assert (leaf.class_name, leaf.value, leaf.area, leaf.mean_score) == ("leaf", 1, 2, 0.75)
     assert (leaf.box.x_min, leaf.box.y_min, leaf.box.x_max, leaf.box.y_max) == (0, 0, 2, 1)
     assert not rust.HasField("box")
-    assert not shown.HasField("probabilities")
+    assert not answer.HasField("probabilities")
 
 
-def test_probabilities_are_little_endian_halves_whatever_the_memory_order():
+async def test_probabilities_are_little_endian_halves_whatever_the_memory_order():
     planes = np.arange(12, dtype=np.float16).reshape(2, 2, 3)
     mask = EncodedMask(Size(2, 3), MaskFormat.RAW, bytes(6))
     for given in (planes, np.asfortranarray(planes), planes.astype(">f2")):
-        shown = answers.segmentation(segmentation(mask, probabilities=given), StageClock())
-        values = np.frombuffer(shown.probabilities.values, "<f2")
+        answer = await shown(mask, probabilities=given)
+        values = np.frombuffer(answer.probabilities.values, "<f2")
         assert values.reshape(2, 2, 3).tolist() == planes.tolist()
-        assert shown.probabilities.planes == 2
+        assert answer.probabilities.planes == 2
 
 
 def test_timings_tell_the_stages_that_ran_and_the_whole():

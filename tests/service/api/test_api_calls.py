@@ -6,8 +6,9 @@ import pytest
 
 from fewseg.v1 import task_service_pb2 as tasks
 from service.api.calls import new_call, request_id_of
-from service.api.interceptors import CallInterceptor
+from service.api.interceptors import CallBounds, CallInterceptor
 from service.core.errors import DeadlineExceededError
+from service.core.limits import Limits
 from tests.helpers.live_server import NAME, register_request, segment_request, serving
 
 
@@ -82,21 +83,22 @@ async def test_a_call_that_its_client_left_is_counted_as_such(live, monkeypatch,
     with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
         await waiting
     async with asyncio.timeout(5):
-        while code not in samples(live, "Segment"):  # noqa: ASYNC110
+        while code not in samples(live, "Segment"):
             await asyncio.sleep(0.01)
     assert samples(live, "SegmentationService/Segment") == {code: 1.0}
 
 
 async def test_calls_before_the_start_is_complete_are_told_to_come_back(repository, monkeypatch):
     async with serving(repository) as live:
-        monkeypatch.setattr(live.server._interceptor, "_admitting", False)
+        fresh = CallInterceptor(None, CallBounds.of(Limits()))
+        monkeypatch.setattr(live.server._interceptor, "_refuse", fresh._refuse)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await live.tasks.ListTasks(tasks.ListTasksRequest())
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_unknown_methods_and_other_services_pass_untouched():
-    interceptor = CallInterceptor(None)
+    interceptor = CallInterceptor(None, CallBounds.of(Limits()))
 
     class Details:
         method = "/grpc.health.v1.Health/Check"

@@ -73,6 +73,18 @@ def test_a_class_name_is_short_printable_and_trimmed(text):
     assert (caught.value.reason, caught.value.field) == ("INVALID_CLASS_NAME", "classes[3]")
 
 
+@pytest.mark.parametrize("hidden", ["\u200b", "\u2028", "\u2029", "\u202e", "\ufeff", "\x85"])
+def test_a_class_name_holds_nothing_that_is_not_seen(hidden):
+    with pytest.raises(InvalidArgumentError) as caught:
+        names.class_name(f"le{hidden}af", "classes[0]")
+    assert caught.value.reason == "INVALID_CLASS_NAME"
+
+
+def test_class_names_that_look_the_same_are_the_same():
+    assert names.class_name("cafe\u0301", "classes[0]") == "caf\u00e9"
+    assert names.class_name("e\u0301" * 63, "classes[0]") == "\u00e9" * 63
+
+
 def test_a_class_name_may_be_in_any_script():
     assert names.class_name("葉の錆", "classes[0]") == "葉の錆"
 

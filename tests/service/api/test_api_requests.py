@@ -382,5 +382,5 @@ async def test_large_messages_are_converted_in_a_thread():
         return limits
 
     await requests.off_the_loop(convert, types.IndexMask(png=b"x"), LIMITS)
-    await requests.off_the_loop(convert, types.IndexMask(png=bytes(2 * 1024 * 1024)), LIMITS)
+    await requests.off_the_loop(convert, types.IndexMask(png=bytes(8 * 1024)), LIMITS)
     assert seen == [True, False]

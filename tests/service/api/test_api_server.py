@@ -5,8 +5,6 @@ import asyncio
 import grpc
 import numpy as np
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from fewseg.v1 import segmentation_service_pb2 as segmentation
 from fewseg.v1 import task_service_pb2 as tasks
@@ -21,38 +19,9 @@ from tests.helpers.live_server import (
     segment_request,
     serving,
 )
+from tests.helpers.refusals import refused
 
 UUID = "123e4567-e89b-42d3-a456-426614174000"
-
-
-class Refusal:
-    """What a client can read out of a failed call."""
-
-    def __init__(self, error):
-        status = rpc_status.from_call(error)
-        self.code = error.code()
-        self.details = {}
-        for packed in status.details:
-            for kind in (
-                error_details_pb2.ErrorInfo,
-                error_details_pb2.BadRequest,
-                error_details_pb2.RetryInfo,
-                error_details_pb2.ResourceInfo,
-                error_details_pb2.RequestInfo,
-            ):
-                if packed.Is(kind.DESCRIPTOR):
-                    self.details[kind.__name__] = kind.FromString(packed.value)
-        self.reason = self.details["ErrorInfo"].reason
-
-    @property
-    def field(self):
-        return self.details["BadRequest"].field_violations[0].field
-
-
-async def refused(call):
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return Refusal(caught.value)
 
 
 def labels_of(mask):
@@ -288,9 +257,16 @@ async def test_wrong_requests_name_the_field_at_fault(live):
 async def test_a_message_over_the_limit_is_refused_and_the_server_lives_on(repository):
     async with serving(repository, limits={"message_bytes": 64 * 1024}) as live:
         await live.tasks.RegisterTask(register_request())
+        refusal = await refused(
+            live.segmentation.Segment(segment_request(image=types.Image(encoded=bytes(100 * 1024))))
+        )
+        assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refusal.reason == "MESSAGE_TOO_LARGE"
+        assert refusal.details["ErrorInfo"].metadata["limit"] == str(64 * 1024)
+        assert "RetryInfo" not in refusal.details
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await live.segmentation.Segment(
-                segment_request(image=types.Image(encoded=bytes(100 * 1024)))
+                segment_request(image=types.Image(encoded=bytes(2 * 1024 * 1024)))
             )
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         options = segmentation.SegmentOptions(

@@ -186,7 +186,7 @@ class HeldFrames:
 
     async def until(self, condition):
         async with asyncio.timeout(5):
-            while not condition():  # noqa: ASYNC110
+            while not condition():
                 await asyncio.sleep(0.005)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from dataclasses import replace
 from io import BytesIO
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.core.annotations import check, digest, merge
+from service.core.annotations import check, digest, merge, weight
 from service.core.errors import InvalidArgumentError, OutOfLimitsError
 from service.core.index_masks import read_numbers
 from service.core.limits import Limits
@@ -269,6 +270,61 @@ def test_marks_and_vertices_are_bounded() -> None:
     )
     assert failure(*marks, limits=tight) == ("TOO_MANY_VERTICES", "marks")
     assert check(annotation(marks[1]), IMAGE, CLASSES, tight).shot_classes == ("cup",)
+
+
+def test_pixels_of_dense_masks_are_bounded_before_any_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    masks = (index_mask(numbers((1, 1)), {1: "cup"}), run_length_mask())
+    enough, tight = Limits(mask_pixels=2 * 600), Limits(mask_pixels=2 * 600 - 1)
+    assert check(annotation(*masks, click()), IMAGE, CLASSES, enough).exhaustive
+    old = check(annotation(masks[0]), IMAGE, CLASSES, tight)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
+    assert failure(*masks, limits=tight) == ("TOO_MANY_MASK_PIXELS", "marks")
+    with pytest.raises(OutOfLimitsError):
+        merge(old, annotation(masks[0]), IMAGE, CLASSES, tight)
+
+
+def run_length_mask(name: str = "cup") -> Mark:
+    return Mark(encode_run_lengths(np.eye(20, 30, dtype=np.uint8)), name)
+
+
+def test_numbers_that_masks_name_are_bounded() -> None:
+    mask = index_mask(numbers((1, 1)), {1: "cup", 2: "cup"}, (3, 255))
+    assert check(annotation(mask), IMAGE, CLASSES, Limits(mask_values=4)).marks == (mask,)
+    assert failure(mask, limits=Limits(mask_values=3)) == ("TOO_MANY_MASK_VALUES", "marks")
+    assert failure(mask, mask, limits=Limits(mask_values=7))[0] == "TOO_MANY_MASK_VALUES"
+
+
+@pytest.mark.parametrize(
+    ("names", "void", "field"),
+    [({1: "cup", 65_536: "cup"}, (), "class_of_value"), ({1: "cup"}, (2**31,), "void_values")],
+)
+def test_numbers_that_no_mask_can_hold_are_refused(
+    names: dict[int, str], void: tuple[int, ...], field: str
+) -> None:
+    mask = index_mask(numbers((1, 1)), names, void)
+    assert failure(mask) == ("MASK_VALUE_TOO_LARGE", f"marks[0].index_mask.{field}")
+
+
+def test_all_numbers_that_a_mask_can_hold_may_be_named() -> None:
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30) * 109
+    void = tuple(range(1, 65_536, 2))
+    mask = index_mask(values, dict.fromkeys(range(0, 65_536, 2), "cup"), void)
+    started = time.perf_counter()
+    annotated = checked(mask)
+    # Number by number this took minutes.
+    assert time.perf_counter() - started < 5
+    assert annotated.shot_classes == ("cup",)
+    assert weight(annotated) > 65_536 * 8
+
+
+def test_an_animated_mask_is_refused() -> None:
+    frames = [Image.fromarray(numbers((row, 1))) for row in (1, 2)]
+    file = BytesIO()
+    frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
+    mask = Mark(IndexMask(file.getvalue(), {1: "cup"}), None)
+    assert failure(mask) == ("ANIMATED_IMAGE", "marks[0].index_mask.png")
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "I;16", "two bits", "four bits"])

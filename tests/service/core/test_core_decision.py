@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from core_family import binary, multiway, resize
@@ -11,18 +13,18 @@ from service.core import decision
 from service.core.decision import decide
 from service.core.errors import RepositoryError
 from service.core.family import ClassHandling, Decision, ModelFamily, PostTarget, ScoreMeaning
-from service.core.postchain import PostChain, upsample
+from service.core.postchain import Axis, PostChain, upsample
 from service.core.types import DecidedMask, Size
 
-Matrices = tuple[np.ndarray, np.ndarray]
+Axes = tuple[Axis, Axis]
 
 
-def identity(height: int, width: int) -> Matrices:
-    return np.eye(height, dtype=np.float32), np.eye(width, dtype=np.float32)
-
-
-def chained(grid: Size, output: Size) -> Matrices:
+def chained(grid: Size, output: Size) -> Axes:
     return PostChain((resize(PostTarget.OUTPUT),)).axes(grid, grid, output, output)
+
+
+def identity(height: int, width: int) -> Axes:
+    return chained(Size(height, width), Size(height, width))
 
 
 def row(*planes: list[float]) -> np.ndarray:
@@ -184,6 +186,30 @@ def test_scores_are_mean_probabilities(
         belongs = mask.labels == way
         assert mask.areas[way - 1] == belongs.sum() > 0
         assert mask.mean_scores[way - 1] == pytest.approx(expected[way][belongs].mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_probabilities_take_little_more_memory_than_they_fill(name: str) -> None:
+    family = multiway() if name == "softmax" else binary()
+    logits = random_logits(8 + family.background_planes)
+    axes = chained(Size(9, 7), Size(1_000, 1_000))
+    tracemalloc.start()
+    try:
+        mask = decide(logits, axes, family=family, ways=8, probabilities=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert mask.probabilities is not None
+    assert peak < mask.probabilities.nbytes + mask.labels.nbytes + 12 * 1024 * 1024
+
+
+def test_boxes_of_many_bands_are_those_of_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision, "_BAND_BYTES", 4 * 40 * 3)
+    mask = decide(random_logits(4), chained(Size(9, 7), Size(50, 40)), family=multiway(), ways=3)
+    for way, box in enumerate(mask.boxes, start=1):
+        rows, columns = np.nonzero(mask.labels == way)
+        edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        assert box == tuple(map(int, edges))
 
 
 def test_boxes_are_half_open_and_absent_without_area() -> None:

@@ -252,6 +252,67 @@ def test_the_limit_is_the_caller_s_and_not_the_one_of_pillow(
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("size", [Size(1, 601), Size(601, 1)])
+def test_a_long_side_is_refused_from_the_header(size: Size) -> None:
+    rgb = bytes(3 * size.pixels)
+    assert raw_image(rgb, size, max_pixels=PLENTY, max_side=601).size == size
+    file = saved(np.zeros((size.height, size.width, 3), dtype=np.uint8))
+    assert inspect(file, max_pixels=PLENTY, max_side=601).size == size
+    for refused in (
+        lambda: raw_image(rgb, size, max_pixels=PLENTY, max_side=600),
+        lambda: inspect(file, max_pixels=PLENTY, max_side=600),
+    ):
+        with pytest.raises(OutOfLimitsError, match="at most 600 rows or columns") as caught:
+            refused()
+        assert caught.value.reason == "IMAGE_TOO_LARGE"
+
+
+def test_twenty_million_pixels_in_a_row_are_no_image_by_default() -> None:
+    with pytest.raises(OutOfLimitsError):
+        inspect(png_header(20_000_000, 1), max_pixels=50_000_000)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + body))
+    return struct.pack(">I", len(body)) + kind + body + checksum
+
+
+def test_packed_texts_of_a_png_are_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "PIL.PngImagePlugin._safe_zlib_decompress", lambda _: pytest.fail("unpacked")
+    )
+    bomb = zlib.compress(bytes(1_000_000))
+    texts = b"".join(
+        (
+            chunk(b"zTXt", b"a\0\0" + bomb),
+            chunk(b"iTXt", b"a\0\1\0\0\0" + bomb),
+            chunk(b"iCCP", b"a\0\0" + bomb),
+        )
+    )
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(picture(), exif=exif)
+    laden = data[:33] + texts * 50 + data[33:-12] + texts + data[-12:]
+    assert inspect(laden, max_pixels=PLENTY).size == Size(30, 20)
+    np.testing.assert_array_equal(decoded(laden), np.rot90(picture(), -1))
+
+
+@pytest.mark.parametrize("kind", [b"gAMA", b"tEXt", b"IDAT"])
+def test_a_png_of_countless_chunks_is_no_image(kind: bytes) -> None:
+    data = saved(picture())
+    crumbs = chunk(kind, b"") * 100_001
+    assert reason_of(data[:33] + crumbs + data[33:]) == "NOT_AN_IMAGE"
+
+
+def test_pixels_in_small_chunks_are_read() -> None:
+    data = saved(picture())
+    start = data.index(b"IDAT") - 4
+    pixels = data[start + 8 : start + 8 + int.from_bytes(data[start : start + 4], "big")]
+    small = b"".join(chunk(b"IDAT", pixels[at : at + 7]) for at in range(0, len(pixels), 7))
+    cut = data[:start] + chunk(b"tEXt", b"a\0b") + small + chunk(b"IEND", b"")
+    np.testing.assert_array_equal(decoded(cut), picture())
+
+
 def test_a_bomb_is_refused_without_decoding() -> None:
     assert reason_of(png_header(2**31 - 1, 2**31 - 1)) == "IMAGE_TOO_LARGE"
 

@@ -318,6 +318,22 @@ def test_names_for_numbers_that_no_png_holds_do_no_harm() -> None:
     assert painted(mask, image=Size(1, 2)).tolist() == [[UNLABELLED, 1]]
 
 
+def test_as_many_numbers_as_a_mask_can_hold_take_one_look() -> None:
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5_000
+    file = BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    names = {value: CLASSES[value // 2 % 2] for value in range(0, 65_536, 2) if value != 10_000}
+    mask = IndexMask(file.getvalue(), names, tuple(range(1, 65_536, 2)))
+    big = Size(1_500, 2_000)
+    started = time.perf_counter()
+    plane = painted(Box(0, 0, 4, 3), mask, image=Size(3, 4), plane=big, labels=("plate",))
+    # A comparison of the plane with each of 65,000 numbers would take minutes.
+    assert time.perf_counter() - started < 5
+    expected = np.where(values // 2 % 2 == 0, 1, 2)
+    expected[values == 10_000] = 2  # unnamed: the box below shows
+    np.testing.assert_array_equal(plane[250::500, 250::500], expected)
+
+
 def test_a_family_without_a_rule_for_masks_takes_them_at_their_size_only() -> None:
     family = multiway(mask_resize=MaskResize.NONE, input_size=None)
     marks = (Mark(encode_run_lengths(np.eye(4, dtype=np.uint8)), "plate"),)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.nn.functional import conv_transpose2d, interpolate
 
 from service.core.errors import RepositoryError
 from service.core.family import PostOp, PostStep, PostTarget, ResizeMode
-from service.core.postchain import PostChain, upsample
+from service.core.postchain import Axis, PostChain, upsample
 from service.core.types import Size
 
 TO_OUTPUT = resize(PostTarget.OUTPUT)
@@ -26,6 +27,14 @@ def through(steps: tuple[PostStep, ...], logits: np.ndarray, **sizes: Size) -> n
         Size(*logits.shape[1:]), sizes["input_"], sizes["original"], sizes["output"]
     )
     return upsample(logits, rows, columns, slice(None))
+
+
+def dense(axis: Axis) -> np.ndarray:
+    """The whole matrix of an axis, zeros and all."""
+    matrix = np.zeros((axis.length, axis.grid), dtype=np.float32)
+    for piece in axis.pieces:
+        matrix[piece.rows, piece.columns] = piece.matrix
+    return matrix
 
 
 def torch_resize(logits: np.ndarray, size: Size, align: bool = False) -> np.ndarray:
@@ -125,10 +134,42 @@ def test_no_output_size_means_the_network_s() -> None:
     chain = PostChain((resize(PostTarget.INPUT), TO_OUTPUT))
     grid, network, original = Size(5, 5), Size(33, 41), Size(70, 80)
     rows, columns = chain.axes(grid, network, original, None)
-    assert (rows.shape, columns.shape) == ((33, 5), (41, 5))
+    assert (dense(rows).shape, dense(columns).shape) == ((33, 5), (41, 5))
     same = chain.axes(grid, network, original, network)
     assert same[0] is rows
     assert same[1] is columns
+
+
+@pytest.mark.parametrize("output", [Size(3, 5_000), Size(5_000, 3), Size(1_501, 1_999)])
+@pytest.mark.parametrize("mode", ResizeMode)
+def test_a_long_axis_is_resized_as_torch_does(output: Size, mode: ResizeMode) -> None:
+    logits = random_logits(Size(21, 13), planes=1)
+    network = Size(167, 103)
+    align = mode is ResizeMode.ALIGN_CORNERS
+    theirs = torch_resize(torch_resize(logits, network, align), output, align)
+    steps = (resize(PostTarget.INPUT, mode), resize(PostTarget.OUTPUT, mode))
+    ours = through(steps, logits, input_=network, original=network, output=output)
+    np.testing.assert_allclose(ours, theirs, atol=3e-6)
+
+
+def test_a_long_axis_takes_memory_for_its_taps_and_not_for_its_zeros() -> None:
+    chain = PostChain((resize(PostTarget.INPUT), TO_OUTPUT), cache_bytes=0)
+    grid, network, output = Size(900, 900), Size(7200, 7200), Size(30_000, 1)
+    tracemalloc.start()
+    try:
+        rows, columns = chain.axes(grid, network, network, output)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_allclose(
+        [piece.matrix.sum() for piece in rows.pieces],
+        [piece.rows.stop - piece.rows.start for piece in rows.pieces],
+        rtol=1e-5,
+    )
+    assert columns.nbytes <= 4 * 900
+    assert rows.nbytes < 4 * 1024 * 1024
+    # All 30,000 x 900 numbers would take 216 MB.
+    assert peak < 20 * 1024 * 1024
 
 
 @given(top=st.integers(0, 30), rows=st.integers(1, 30))
@@ -141,6 +182,15 @@ def test_a_band_is_a_part_of_the_whole(top: int, rows: int) -> None:
     np.testing.assert_allclose(upsample(logits, *matrices, band), whole[:, band], atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [slice(600, 900), slice(1290, 1300), slice(639, 641)])
+def test_a_band_may_lie_in_several_pieces(rows: slice) -> None:
+    logits = random_logits(Size(7, 9), planes=3)
+    axes = PostChain((TO_OUTPUT,)).axes(Size(7, 9), Size(7, 9), Size(7, 9), Size(1300, 20))
+    assert len(axes[0].pieces) > 1
+    whole = dense(axes[0])[rows] @ logits @ dense(axes[1]).T
+    np.testing.assert_allclose(upsample(logits, *axes, rows), whole, atol=1e-6)
+
+
 def test_matrices_are_kept_within_a_budget_and_the_oldest_go_first() -> None:
     grid = Size(4, 4)
     chain = PostChain((TO_OUTPUT,), cache_bytes=2 * 10 * 4 * 4)
@@ -151,14 +201,14 @@ def test_matrices_are_kept_within_a_budget_and_the_oldest_go_first() -> None:
     assert chain.nbytes == (10 + 8) * 4 * 4
     assert chain.axes(grid, grid, grid, Size(10, 10))[0] is first
     large = chain.axes(grid, grid, grid, Size(1000, 10))[0]
-    assert large.shape == (1000, 4)
+    assert (large.length, large.grid) == (1000, 4)
     assert chain.nbytes <= 2 * 10 * 4 * 4
 
 
 def test_matrices_cannot_be_changed_by_who_gets_them() -> None:
     rows, _ = PostChain((TO_OUTPUT,)).axes(Size(2, 2), Size(2, 2), Size(4, 4), Size(4, 4))
     with pytest.raises(ValueError, match="read-only"):
-        rows[0, 0] = 7
+        rows.pieces[0].matrix[0, 0] = 7
 
 
 def test_threads_share_a_chain() -> None:
@@ -169,7 +219,7 @@ def test_threads_share_a_chain() -> None:
     def work(seed: int) -> None:
         for length in np.random.default_rng(seed).integers(1, 30, 200).tolist():
             rows, _ = chain.axes(grid, grid, grid, Size(length, length))
-            if rows.shape != (length, 5) or not np.allclose(rows.sum(axis=1), 1):
+            if not np.allclose(dense(rows).sum(axis=1), np.ones(length)):
                 wrong.append(length)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]

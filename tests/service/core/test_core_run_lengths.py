@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,10 +12,11 @@ from pycocotools import mask as coco
 
 from service.core.errors import InvalidArgumentError
 from service.core.run_lengths import (
+    check_run_lengths,
     decode_run_lengths,
     encode_run_lengths,
     from_counts,
-    read_counts,
+    runs,
 )
 from service.core.types import RunLengthMask, Size
 
@@ -30,6 +34,10 @@ def runs_of(pixels: np.ndarray) -> list[int]:
             current = pixel
         counts[-1] += 1
     return counts
+
+
+def read_counts(mask: RunLengthMask) -> np.ndarray:
+    return np.concatenate(list(runs(mask)))
 
 
 def compressed(counts: list[int]) -> bytes:
@@ -138,6 +146,57 @@ def test_plain_counts_must_add_up(counts: list[int]) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         from_counts(counts, Size(4, 5))
     assert caught.value.reason == "INVALID_RUN_LENGTHS"
+
+
+@given(pixels=arrays(np.uint8, (37, 41), elements=st.integers(0, 1)), part=st.integers(8, 300))
+@settings(deadline=None, derandomize=True, max_examples=50)
+def test_strings_are_read_in_parts(pixels: np.ndarray, part: int) -> None:
+    mask = encode_run_lengths(pixels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.core.run_lengths._PART", part)
+        assert len(list(runs(mask))) >= len(mask.counts) // part
+        assert read_counts(mask).tolist() == runs_of(pixels)
+        np.testing.assert_array_equal(decode_run_lengths(mask), pixels)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidArgumentError, match="more runs than"):
+            work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", [b"0" * 10_000_000, b"Po" * 5_000_000])
+def test_a_string_longer_than_its_mask_could_need_is_not_even_read(text: bytes) -> None:
+    mask = RunLengthMask(Size(120, 160), text)
+    assert peak_bytes(lambda: decode_run_lengths(mask)) < 100_000
+
+
+def test_a_long_string_takes_little_memory_while_it_is_read() -> None:
+    mask = RunLengthMask(Size(2_000, 1_000), b"0" * 4_000_000)
+    assert peak_bytes(lambda: list(runs(mask))) < 40 * 1024 * 1024
+    assert peak_bytes(lambda: check_run_lengths(mask)) < 16 * 1024 * 1024
+
+
+def test_more_plain_runs_than_pixels_are_refused_before_they_are_read() -> None:
+    class Endless(list[int]):
+        def __len__(self) -> int:
+            return 10**9
+
+    assert peak_bytes(lambda: from_counts(Endless(), Size(120, 160))) < 100_000
+
+
+def test_every_pixel_may_be_a_run_of_its_own() -> None:
+    pixels = np.indices((31, 41)).sum(axis=0) % 2 == 1
+    mask = encode_run_lengths(pixels)
+    assert len(read_counts(mask)) == 31 * 41
+    np.testing.assert_array_equal(decode_run_lengths(mask), pixels)
+    mask = encode_run_lengths(~pixels)
+    assert len(read_counts(mask)) == 31 * 41 + 1
+    np.testing.assert_array_equal(decode_run_lengths(mask), ~pixels)
 
 
 def test_empty_runs_between_others_are_allowed() -> None:

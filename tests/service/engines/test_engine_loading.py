@@ -114,9 +114,10 @@ async def test_a_version_policy_is_followed(tmp_path, engine, family):
 
 async def test_an_unreadable_config_is_a_problem(tmp_path, engine, family):
     (tmp_path / f"{family}_guide" / "config.pbtxt").write_text("name: tiny {")
-    problems = (await engine.discover()).problems
-    assert problems[0].startswith(f"{family}_guide/config.pbtxt: is not a Triton model config")
-    assert problems[1].startswith(f"{family}_guide/config.pbtxt: is missing")
+    found = await engine.discover()
+    (problem,) = found.problems
+    assert problem.startswith(f"{family}_guide/config.pbtxt: is not a Triton model config")
+    assert not found.families
 
 
 async def test_a_config_that_is_no_text_is_a_problem(tmp_path, engine, family):

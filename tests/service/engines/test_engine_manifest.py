@@ -187,6 +187,21 @@ def test_a_missing_key_is_named_with_its_file(configs, key):
     assert f"{model}/config.pbtxt: fewseg.{key} is missing." in read_catalog(configs).problems
 
 
+def test_a_refused_model_is_not_called_missing_as_well(configs):
+    (model,) = (model for model in configs if model.endswith("_decode"))
+    del configs[model].parameters["fewseg.void"]
+    assert only_problem(configs) == f"{model}/config.pbtxt: fewseg.void is missing."
+
+
+def test_a_model_whose_config_is_broken_takes_its_family_along_in_silence(tmp_path):
+    good = write_tiny_repository(tmp_path, "good")
+    bad = write_tiny_repository(tmp_path, "bad")
+    configs = {folder.name: read_config(folder) for folder in tmp_path.iterdir()}
+    del configs[f"{bad}_guide"]
+    catalog = read_catalog(configs, broken=[f"{bad}_guide"])
+    assert (set(catalog.families), catalog.problems) == ({good}, [])
+
+
 def test_models_of_a_family_must_agree(configs):
     (model,) = (model for model in configs if model.endswith("_guide"))
     configs[model].parameters["fewseg.threshold"].string_value = "0.5"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
-from service.core.errors import UnavailableError
+from service.core.errors import DeadlineExceededError, UnavailableError
 from service.core.family import GraphRole
 from tests.conftest import ROOT
 from tests.helpers.tiny_repository import write_tiny_repository
@@ -252,3 +252,28 @@ async def test_a_gateway_that_was_killed_leaves_no_memory_with_triton(
                 await successor.discover()
                 assert region not in client.get_system_shared_memory_status().regions
         os.rename(f"/dev/shm/{region}-kept", f"/dev/shm/{region}")
+
+
+async def test_a_region_that_triton_still_reads_is_unmapped_later(tmp_path, serve_triton):
+    family = write_tiny_repository(tmp_path, stack=True, slow_decode=100_000)
+    triton = serve_triton(tmp_path)
+    async with triton_engine(triton, shared_bytes=1) as engine:
+        await engine.load(family)
+        handle = await engine.put_guidance(family, stacked(**LARGE))
+        features = await engine.run(family, GraphRole.FEATURES, {"image": photograph()})
+        with pytest.raises(DeadlineExceededError):
+            await engine.run(
+                family,
+                GraphRole.DECODE,
+                features,
+                guidance=handle,
+                deadline=time.monotonic() + 0.05,
+            )
+        await engine.drop(handle)
+        assert not shared_memory_files()
+        with InferenceServerClient(triton.grpc_address) as client:
+            assert client.get_system_shared_memory_status().regions
+            deadline = time.monotonic() + 10.0
+            while client.get_system_shared_memory_status().regions:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.1)
