@@ -154,7 +154,7 @@ def look(
     """Overlays of all results, written to files and returned for the sheet."""
     tiles = []
     for number, (caption, result) in enumerate(results.items(), 1):
-        picture = overlay(scene.queries[caption], result)
+        picture = overlay(scene.queries[caption], result, legend=len(scene.classes) > 1)
         save(picture, output / f"{name}-{number}.png")
         share = np.count_nonzero(result.mask) / result.mask.size
         tiles.append(Tile(picture, f"{word}: {caption}, {share:.0%} labelled"))

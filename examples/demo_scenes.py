@@ -137,8 +137,8 @@ def tissue() -> Scene:
     more = Annotation(
         [
             Points([(420, 220)], "gland", radius=4),
-            Points([(480, 60), (290, 240), (100, 235)], "stroma", radius=4),
-            Points([(350, 150), (368, 188)], BACKGROUND, radius=4),
+            Points([(480, 60), (281, 185), (235, 250), (310, 250), (100, 235)], "stroma", radius=4),
+            Points([(350, 150), (68, 5)], BACKGROUND, radius=4),
         ]
     )
     return Scene(
@@ -149,7 +149,7 @@ def tissue() -> Scene:
         picture[:256],
         first,
         {"the lower half": picture[256:]},
-        Correction(more, "six more clicks"),
+        Correction(more, "eight more clicks"),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from export.checkpoints import read_checkpoint, require
+from export.checkpoints import read_network
 from export.errors import ExportError
 from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.methods.canet import (
@@ -55,10 +55,7 @@ def canet_checkpoint(path: Path) -> CanetNetwork:
     Raises:
         CheckpointError: The file is not one.
     """
-    network = CanetNetwork()
-    tensors = read_checkpoint(path)
-    network.load_state_dict(require(tensors, network.state_dict(), path=path, wanted=WANTED))
-    return network.eval()
+    return read_network(CanetNetwork, path, wanted=WANTED)
 
 
 def canet_family(

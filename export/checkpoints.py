@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.errors import CheckpointError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 Tensors = Mapping[str, Tensor]
 """Tensors by key."""
@@ -123,6 +125,28 @@ def require(tensors: Tensors, expected: Tensors, *, path: Path, wanted: str) -> 
     for key, model in expected.items():
         _check_values(key, tensors[key], model, path)
     return {key: tensors[key] for key in expected}
+
+
+def read_network(build: Callable[[], Network], path: Path, *, wanted: str) -> Network:
+    """Reads a checkpoint into the network that it belongs to.
+
+    Args:
+        build: Makes the network; it is called where tensors take no room, and gets those of the
+            file themselves.
+        path: The file.
+        wanted: What it should be, such as "a CANet checkpoint".
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is something else.
+    """
+    with torch.device("meta"):
+        network = build()
+    tensors = require(read_checkpoint(path), network.state_dict(), path=path, wanted=wanted)
+    network.load_state_dict(tensors, assign=True)
+    return network.eval()
 
 
 def _check_start(path: Path) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from export import canet_family, sgone_family, sources
-from export.check import check
+from export.care import add_commands
 from export.errors import ExportError
 from export.family import Family
 from export.prototype_family import prototype_family
@@ -23,6 +23,7 @@ from export.revolver_family import revolver_family
 from export.revolver_source import revolver_checkpoint
 from export.sources import Weights
 from export.tables import family_table, measure_table
+from export.verification.driver import EngineName
 from export.verification.measures import Measure
 
 PANET_SIZE = "417"
@@ -61,6 +62,7 @@ class Engine(StrEnum):
     """What to serve the golden cases with."""
 
     EMBEDDED = "embedded"
+    TRITON = "triton"
     NONE = "none"
 
 
@@ -125,7 +127,7 @@ def revolver(
     force: Force = False,
     prune: Prune = False,
 ) -> None:
-    """Exports guided networks with late fusion (Rakelly et al., 2018); the file tells which one."""
+    """Exports guided networks (Rakelly et al., 2018); the file tells which one."""
     with _told_plainly():
         source = revolver_checkpoint(checkpoint)
         family = revolver_family(
@@ -236,7 +238,11 @@ def verify(
         Path, typer.Option(help="Folder of its golden vectors: cases.json, keys.json, *.npz.")
     ],
     engine: Annotated[
-        Engine, typer.Option(help="embedded: through the gateway as well. none: graphs only.")
+        Engine,
+        typer.Option(
+            help="What a gateway serves the cases with: embedded, or a Triton that is started on "
+            "this machine. none: graphs only."
+        ),
     ] = Engine.EMBEDDED,
     case: Annotated[
         list[str] | None, typer.Option(help="Only this case; may be given several times.")
@@ -254,10 +260,12 @@ def verify(
         Verifiable.SGONE: verify_sgone,
         Verifiable.CANET: verify_canet,
     }
-    served = engine is Engine.EMBEDDED
+    chosen: EngineName | None = None
+    if engine is not Engine.NONE:
+        chosen = "triton" if engine is Engine.TRITON else "embedded"
     with _told_plainly():
         with console.status("Exporting and running the golden cases ..."):
-            measures = list(verifiers[method](goldens, names=case or (), served=served))
+            measures = list(verifiers[method](goldens, names=case or (), engine=chosen))
         console.print(measure_table(measures))
         failed = [measure for measure in measures if not measure.passed]
         for measure in failed:
@@ -279,20 +287,6 @@ def list_command(
         console.print(family_table(families))
         if not all(family.complete for family in families):
             raise ExportError("Families that are not complete are not served; export them again.")
-
-
-@app.command(name="check")
-def check_command(
-    repository: Annotated[Path, typer.Argument(help="A model repository.")],
-) -> None:
-    """Finds what Triton 24.10 or the gateway would refuse, without running anything."""
-    with _told_plainly():
-        problems = check(repository)
-        for problem in problems:
-            console.print(escape(problem), highlight=False, soft_wrap=True)
-        if problems:
-            raise ExportError(f"{len(problems)} problems are in {repository}.")
-        console.print(f"Nothing is wrong in {repository}.", soft_wrap=True)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -325,6 +319,9 @@ def _told_plainly() -> Iterator[None]:
     except ExportError as error:
         errors.print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+add_commands(app, _told_plainly, console)
 
 
 def _blame(measure: Measure) -> str:

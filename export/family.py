@@ -47,6 +47,10 @@ class Free(IntEnum):
     SCORE_COLUMNS = -9
 
 
+MIN_NATIVE_SIDE = 33
+"""Fewest rows and columns of images that go in at their own size: graphs are exported for these and
+more, and the coarsest grid (revolver's, of stride 32) has no cell for fewer."""
+
 PLANES = Free.PLANES
 """The length 1 + ways, which is free at run time."""
 
@@ -152,7 +156,7 @@ class Serving:
     way_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     shot_buckets: tuple[int, ...] = (1,)
     feature_reuse: str = "always"
-    min_side: int = 1
+    min_side: int = MIN_NATIVE_SIDE
     max_pixels: int = 1024 * 1024
 
     def parameters(self) -> dict[str, str]:

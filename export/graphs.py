@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.errors import GraphError
-from export.family import Free, Graph, LengthOf, TensorSpec
+from export.family import MIN_NATIVE_SIDE, Free, Graph, LengthOf, TensorSpec
 
 OPSET = 18
 """Operator set of the graphs."""
@@ -46,8 +46,7 @@ CHECKED = {
 }
 """Other lengths, which the exported graph must take as well."""
 
-#: Smaller images than these leave no cell of some network's features.
-_LEAST = {Free.PLANES: 2, Free.HEIGHT: 33, Free.WIDTH: 33}
+_LEAST = {Free.PLANES: 2, Free.HEIGHT: MIN_NATIVE_SIDE, Free.WIDTH: MIN_NATIVE_SIDE}
 
 SELF_CHECK_TOLERANCE = 1e-4
 """Largest difference between torch and ONNX Runtime, relative to the largest value."""

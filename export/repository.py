@@ -117,14 +117,27 @@ def remove_other_families(root: Path, family: Family) -> list[str]:
         if listed.alias == family.alias and listed.family != family.name
     ]
     for name in others:
-        try:
-            _remove(root, name)
-        except OSError as error:
-            raise RepositoryWriteError(
-                f"{name} could not be removed from {root} ({error.strerror or error}); "
-                "remove its folders by hand."
-            ) from error
+        remove_family(root, name)
     return others
+
+
+def remove_family(root: Path, family: str) -> None:
+    """Removes a family, `features` first.
+
+    Args:
+        root: The repository.
+        family: Its name; nothing happens if it is not there.
+
+    Raises:
+        RepositoryWriteError: The file system refuses.
+    """
+    try:
+        _remove(root, family)
+    except OSError as error:
+        raise RepositoryWriteError(
+            f"{family} could not be removed from {root} ({error.strerror or error}); "
+            "remove its folders by hand."
+        ) from error
 
 
 def _remove(root: Path, family: str) -> None:

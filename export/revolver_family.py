@@ -23,10 +23,7 @@ from export.methods.revolver_early import (
     EarlyQuery,
 )
 from export.provenance import exporter_version
-from export.revolver_source import EARLY_MODEL, trained_tensors
-
-MIN_SIDE = 33
-"""Smaller images have no cell on the grid."""
+from export.revolver_source import model_name, trained_tensors
 
 LATE_WAYS = (1, 2, 4, 8, 16, 32, 64)
 EARLY_WAYS = (1, 2, 4)
@@ -64,21 +61,26 @@ def revolver_family(
     Returns:
         The family; its digest is that of the network's tensors and the settings.
     """
-    late = isinstance(network, GuidedNetwork)
     digest = digest_of_tensors(trained_tensors(network))
     return Family(
         alias=alias,
         serving=_serving(network, max_pixels),
-        graphs=_late_graphs(network) if late else _early_graphs(network),
+        graphs=_graphs(network),
         weights_digest=digest,
         max_batch=max_batch,
         provenance={
             "exporter": exporter_version(),
             "weights_sha256": digest,
-            "model": network.model.name if late else EARLY_MODEL,
+            "model": model_name(network),
             **provenance,
         },
     )
+
+
+def _graphs(network: GuidedNetwork | EarlyNetwork) -> tuple[Graph, ...]:
+    if isinstance(network, GuidedNetwork):
+        return _late_graphs(network)
+    return _early_graphs(network)
 
 
 def _late_graphs(network: GuidedNetwork) -> tuple[Graph, ...]:
@@ -113,8 +115,7 @@ def _early_graphs(network: EarlyNetwork) -> tuple[Graph, ...]:
 
 
 def _serving(network: GuidedNetwork | EarlyNetwork, max_pixels: int) -> Serving:
-    late = isinstance(network, GuidedNetwork)
-    shared = late and network.model.shared
+    shared = isinstance(network, GuidedNetwork) and network.model.shared
     guidance = {
         "name": "guidance",
         "merge": "weighted_mean",
@@ -132,7 +133,6 @@ def _serving(network: GuidedNetwork | EarlyNetwork, max_pixels: int) -> Serving:
         void="unknown",
         decision="argmax" if shared else "margin",
         score="softmax" if shared else "sigmoid",
-        way_buckets=LATE_WAYS if late else EARLY_WAYS,
-        min_side=MIN_SIDE,
+        way_buckets=EARLY_WAYS if isinstance(network, EarlyNetwork) else LATE_WAYS,
         max_pixels=max_pixels,
     )

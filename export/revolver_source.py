@@ -77,6 +77,11 @@ def revolver_checkpoint(path: Path) -> GuidedWeights:
     return GuidedWeights(network, provenance)
 
 
+def model_name(network: GuidedNetwork | EarlyNetwork) -> str:
+    """What the official command line calls a network."""
+    return network.model.name if isinstance(network, GuidedNetwork) else EARLY_MODEL
+
+
 def trained_tensors(network: nn.Module) -> dict[str, Tensor]:
     """The tensors that decide what a network computes: all but fixed kernels and buffers."""
     return {key: value for key, value in network.state_dict().items() if key not in _UNUSED}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from export.checkpoints import read_checkpoint, require
+from export.checkpoints import read_network
 from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.methods.sgone import (
     EMBEDDING_CHANNELS,
@@ -21,9 +21,6 @@ from export.methods.sgone import (
 from export.provenance import exporter_version
 
 WANTED = "an SG-One checkpoint"
-
-MIN_SIDE = 16
-"""Smaller images have next to no grid."""
 
 SHOT_BUCKETS = (1, 2, 4, 8, 16, 32)
 """Numbers of shots that `max` is padded to: it scores the query once per shot."""
@@ -58,10 +55,7 @@ def sgone_checkpoint(path: Path) -> SgOneNetwork:
     Raises:
         CheckpointError: The file is not one.
     """
-    network = SgOneNetwork()
-    tensors = read_checkpoint(path)
-    network.load_state_dict(require(tensors, network.state_dict(), path=path, wanted=WANTED))
-    return network.eval()
+    return read_network(SgOneNetwork, path, wanted=WANTED)
 
 
 def sgone_family(
@@ -147,6 +141,5 @@ def _serving(merge: ShotMerge, max_pixels: int) -> Serving:
         decision="margin" if mean else "any_shot",
         score="sigmoid",
         shot_buckets=(1,) if mean else SHOT_BUCKETS,
-        min_side=MIN_SIDE,
         max_pixels=max_pixels,
     )

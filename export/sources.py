@@ -117,7 +117,7 @@ def compact_checkpoint(path: Path | None) -> Weights:
     provenance = {"weights": origin.name}
     if path is None:
         provenance |= {
-            "weights_licence": "Apache-2.0",
+            "weights_licence": "see docs/models/compact.md: partly research-only data",
             "training": "by the recipe in training/ of this project",
         }
     return Weights(trunk, provenance, side_multiple=COMPACT_SIDE_MULTIPLE)

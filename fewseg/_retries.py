@@ -11,7 +11,7 @@ import math
 import random
 import time
 
-from fewseg.errors import FewSegError, Unavailable
+from fewseg.errors import DeadlineExceeded, FewSegError, Unavailable
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
@@ -35,8 +35,20 @@ class Attempts:
         )
 
     def time_left(self) -> float | None:
-        """Seconds until the deadline, or None."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        """Seconds until the deadline, or None.
+
+        Raises:
+            DeadlineExceeded: None is left. gRPC would send the call all the same, and at times
+                bring its answer.
+        """
+        if self._deadline is None:
+            return None
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(
+                "The time for the call was over before it was sent.", code="DEADLINE_EXCEEDED"
+            )
+        return left
 
     def pause_after(self, failure: FewSegError) -> float | None:
         """Seconds to wait before the next attempt, or None if there is none.
@@ -48,8 +60,7 @@ class Attempts:
             return None
         doubled = min(_FIRST_PAUSE * 2.0**self._made, _LONGEST_PAUSE)
         pause = max(doubled * random.uniform(0.8, 1.2), failure.retry_after or 0.0)
-        left = self.time_left()
-        if left is not None and pause >= left:
+        if self._deadline is not None and time.monotonic() + pause >= self._deadline:
             return None
         self._left -= 1
         self._made += 1

@@ -10,6 +10,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +25,8 @@ from loadtests.targets import Target
 METHOD = "/fewseg.loadtest.Echo/Call"
 #: How many bytes the answer shall have.
 ANSWER_BYTES = "x-answer-bytes"
+#: Milliseconds before it is sent, in which the server sleeps.
+ANSWER_AFTER = "x-answer-after-ms"
 _MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS = [
     ("grpc.max_receive_message_length", _MESSAGE_BYTES),
@@ -55,11 +58,8 @@ def running_echo(kind: str = "aio") -> Iterator[tuple[Target, psutil.Process]]:
                 pipe.close()
 
 
-def _answer_to(request: bytes, context: Any) -> bytes:
-    for key, value in context.invocation_metadata():
-        if key == ANSWER_BYTES:
-            return bytes(int(value))
-    return request
+def _answer_to(request: bytes, metadata: dict[str, str]) -> bytes:
+    return bytes(int(metadata[ANSWER_BYTES])) if ANSWER_BYTES in metadata else request
 
 
 def _handler(behaviour: Any) -> Any:
@@ -71,7 +71,10 @@ def _handler(behaviour: Any) -> Any:
 
 async def _serve_aio() -> None:
     async def behaviour(request: bytes, context: Any) -> bytes:
-        return _answer_to(request, context)
+        metadata = dict(context.invocation_metadata())
+        if ANSWER_AFTER in metadata:
+            await asyncio.sleep(float(metadata[ANSWER_AFTER]) / 1e3)
+        return _answer_to(request, metadata)
 
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers((_handler(behaviour),))
@@ -83,8 +86,14 @@ async def _serve_aio() -> None:
 
 
 def _serve_threads() -> None:
+    def behaviour(request: bytes, context: Any) -> bytes:
+        metadata = dict(context.invocation_metadata())
+        if ANSWER_AFTER in metadata:
+            time.sleep(float(metadata[ANSWER_AFTER]) / 1e3)
+        return _answer_to(request, metadata)
+
     server = grpc.server(ThreadPoolExecutor(4), options=_OPTIONS)
-    server.add_generic_rpc_handlers((_handler(_answer_to),))
+    server.add_generic_rpc_handlers((_handler(behaviour),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     _say(port)

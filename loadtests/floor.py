@@ -125,7 +125,7 @@ def _png(above: NDArray[np.bool_]) -> bytes:
     lines = np.zeros((height, 1 + (width + 7) // 8), np.uint8)
     lines[:, 1:] = np.packbits(above, axis=1)
     compressor = zlib.compressobj(strategy=zlib.Z_RLE)
-    data = compressor.compress(memoryview(lines)) + compressor.flush()
+    data = compressor.compress(lines.data) + compressor.flush()
     header = struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0)
     parts = ((b"IHDR", header), (b"PLTE", _PALETTE), (b"IDAT", data), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(

@@ -11,7 +11,7 @@ import gc
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -80,7 +80,7 @@ async def offer(share: Share, start: float) -> Records:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-    return _with_cpu(records, _cpu_seconds() - cpu)
+    return replace(records, generator_cpu=_cpu_seconds() - cpu, started=start)
 
 
 async def _until(due: float) -> None:
@@ -160,20 +160,9 @@ async def saturate(
     records.latency[:] = [row[1] for row in finished]
     records.code[:] = [row[2] for row in finished]
     records.timings[:] = [row[3] for row in finished]
-    return _with_cpu(records, _cpu_seconds() - cpu)
+    return replace(records, generator_cpu=_cpu_seconds() - cpu, started=start)
 
 
 def _cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
-
-
-def _with_cpu(records: Records, seconds: float) -> Records:
-    return Records(
-        records.intended,
-        records.lag,
-        records.latency,
-        records.code,
-        records.timings,
-        generator_cpu=seconds,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Records:
         timings: float32 [n, stages + 1], seconds of the stages inside the server, the whole
             call last; 0 where a stage did not run, or nothing is known.
         generator_cpu: CPU seconds that the generator used.
+        started: ``time.monotonic()`` that ``intended`` counts from.
     """
 
     intended: NDArray[np.float64]
@@ -44,6 +45,7 @@ class Records:
     code: NDArray[np.int16]
     timings: NDArray[np.float32]
     generator_cpu: float = 0.0
+    started: float = 0.0
 
     @classmethod
     def empty(cls, intended: NDArray[np.float64]) -> Records:
@@ -68,24 +70,24 @@ class Records:
             code=np.concatenate([part.code for part in parts])[order],
             timings=np.concatenate([part.timings for part in parts])[order],
             generator_cpu=sum(part.generator_cpu for part in parts),
+            started=parts[0].started,
         )
 
     def rows(self, chosen: NDArray[Any]) -> Records:
         """Some of the rows."""
-        return Records(
-            self.intended[chosen],
-            self.lag[chosen],
-            self.latency[chosen],
-            self.code[chosen],
-            self.timings[chosen],
-            self.generator_cpu,
+        return replace(
+            self,
+            intended=self.intended[chosen],
+            lag=self.lag[chosen],
+            latency=self.latency[chosen],
+            code=self.code[chosen],
+            timings=self.timings[chosen],
         )
 
     def since(self, seconds: float) -> Records:
         """The rows meant to leave from then on; times count from there."""
         kept = self.rows(self.intended >= seconds)
-        kept.intended[:] -= seconds
-        return kept
+        return replace(kept, intended=kept.intended - seconds, started=self.started + seconds)
 
     @property
     def answered(self) -> Records:

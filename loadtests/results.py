@@ -146,7 +146,7 @@ def repeat_of(
         refusal_histogram=refusals.encoded(),
         lag_histogram=lag.encoded(),
         series=_series(records, good, refused, seconds),
-        use=use,
+        use=use.during(records.started, seconds),
         generator_cpu=records.generator_cpu,
     )
 

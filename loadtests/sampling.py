@@ -24,6 +24,7 @@ class ResourceUse(msgspec.Struct, frozen=True, kw_only=True):
         resident_bytes: Memory at each sample.
         other_cores: Cores that everything else on the machine kept busy.
         cpu_seconds: CPU seconds of the process over the whole time.
+        started: ``time.monotonic()`` that ``seconds`` count from.
     """
 
     seconds: list[float] = msgspec.field(default_factory=list)
@@ -31,6 +32,20 @@ class ResourceUse(msgspec.Struct, frozen=True, kw_only=True):
     resident_bytes: list[int] = msgspec.field(default_factory=list)
     other_cores: list[float] = msgspec.field(default_factory=list)
     cpu_seconds: float = 0.0
+    started: float = 0.0
+
+    def during(self, start: float, seconds: float) -> ResourceUse:
+        """The samples of a part, whose seconds count from its start (``time.monotonic()``)."""
+        moved = [self.started + second - start for second in self.seconds]
+        kept = [index for index, second in enumerate(moved) if 0 <= second <= seconds]
+        return msgspec.structs.replace(
+            self,
+            seconds=[moved[index] for index in kept],
+            cores=[self.cores[index] for index in kept],
+            resident_bytes=[self.resident_bytes[index] for index in kept],
+            other_cores=[self.other_cores[index] for index in kept],
+            started=start,
+        )
 
     @property
     def peak_bytes(self) -> int:
@@ -88,7 +103,7 @@ class ResourceSampler:
             use.resident_bytes.append(int(resident))
             use.other_cores.append(max(0.0, (machine_now - machine) / (now - moment) - share))
             moment, busy, machine = now, busy_now, machine_now
-        self.use = msgspec.structs.replace(use, cpu_seconds=busy - first)
+        self.use = msgspec.structs.replace(use, cpu_seconds=busy - first, started=started)
 
 
 def _machine_seconds() -> float:

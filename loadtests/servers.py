@@ -51,6 +51,10 @@ class RunningServer:
             labels["role"]: int(value) for labels, value in self._samples("fewseg_graph_runs_total")
         }
 
+    def cached_bytes(self) -> int:
+        """What its caches hold now, by their own account."""
+        return int(sum(value for _, value in self._samples("fewseg_cache_bytes")))
+
     def _samples(self, name: str) -> Iterator[tuple[Mapping[str, str], float]]:
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
         with urllib.request.urlopen(url, timeout=5.0) as answer:

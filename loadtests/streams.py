@@ -6,7 +6,7 @@ import asyncio
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -58,11 +58,8 @@ async def _play(target: Target, videos: Sequence[Video], deadline: float) -> Rec
             *(_Player(target, channel, video, start).run(deadline) for video in videos)
         )
     ended = resource.getrusage(resource.RUSAGE_SELF)
-    joined = Records.joined(parts)
     cpu = ended.ru_utime + ended.ru_stime - used.ru_utime - used.ru_stime
-    return Records(
-        joined.intended, joined.lag, joined.latency, joined.code, joined.timings, generator_cpu=cpu
-    )
+    return replace(Records.joined(parts), generator_cpu=cpu, started=start)
 
 
 class _Player:

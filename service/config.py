@@ -114,7 +114,7 @@ class LimitSettings(BaseModel):
     output_pixels: PositiveInt = _LIMITS.output_pixels
     """Pixels of a mask whose size the caller chooses."""
     output_values: PositiveInt = _LIMITS.output_values
-    """Pixels of a mask times classes; a worker weighs about 200 million of them a second."""
+    """Pixels of a mask times classes; a core weighs some 400 million of them a second."""
 
 
 class Settings(BaseModel):

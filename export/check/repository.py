@@ -11,6 +11,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
+from export.check.accelerators import check_accelerators
 from export.check.ensembles import check_ensemble
 from export.check.models import check_model
 from export.check.parameters import ENSEMBLES, ROLES, check_parameters, parameters_of
@@ -85,6 +86,7 @@ def _check_alone(folder: Path, config: Any) -> Iterator[str]:
             ", ".join(sorted(ENSEMBLES))
         )
     yield from check_model(folder, config)
+    yield from check_accelerators(config)
 
 
 def _check_family(name: str, models: Mapping[str, Any]) -> Iterator[str]:

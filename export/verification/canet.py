@@ -16,7 +16,7 @@ from export.family import Family
 from export.goldens import Golden, read_keys, seeded_checkpoint
 from export.methods.canet import CanetDecode, CanetFeatures, CanetGuide, CanetShotsDecode
 from export.verification.comparing import map_error, relative, worst
-from export.verification.driver import INPUT, SERVED, TORCH, Application, verify
+from export.verification.driver import INPUT, TORCH, Application, EMBEDDED, Gateway, verify
 from export.verification.episode import network_image, network_mask
 from export.verification.measures import Measure
 from export.verification.scores import GoldenScores, decide, resized
@@ -35,10 +35,14 @@ PROBABILITY_TOLERANCE = 2e-4
 
 
 def verify_canet(
-    goldens: Path, *, names: Sequence[str] = (), served: bool = True
+    goldens: Path,
+    *,
+    names: Sequence[str] = (),
+    gateway: Gateway | None = EMBEDDED,
+    repository: Path | None = None,
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
-    return verify(_Canet(), goldens, names=names, served=served)
+    return verify(_Canet(), goldens, names=names, gateway=gateway, repository=repository)
 
 
 class _Canet:
@@ -118,15 +122,15 @@ class _Canet:
         yield scores.measure_mask(stage, decide(logits), _mask(golden))
 
     def compare_served(
-        self, golden: Golden, mask: Array, probabilities: Array
+        self, golden: Golden, mask: Array, probabilities: Array, stage: str
     ) -> Iterator[Measure]:
         scores = _scores(golden)
-        yield scores.measure_mask(SERVED, mask, _mask(golden))
+        yield scores.measure_mask(stage, mask, _mask(golden))
         if _merge(golden) is ShotMerge.MEAN:
-            yield scores.measure_probabilities(SERVED, probabilities)
+            yield scores.measure_probabilities(stage, probabilities)
             return
         error = worst(probabilities.astype(np.float32), scores.golden.arrays["logits"][0, 1:])
-        yield Measure(golden.name, SERVED, "probabilities", error, PROBABILITY_TOLERANCE + 2.0**-12)
+        yield Measure(golden.name, stage, "probabilities", error, PROBABILITY_TOLERANCE + 2.0**-12)
 
 
 def _measure_passes(golden: Golden, family: Family, outcome: Outcome, vectors: Array) -> Measure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from export.family import Family
 from export.goldens import Golden, read_goldens
-from export.repository import write_family
+from export.repository import remove_family, write_family
 from export.verification.measures import Measure
 from export.verification.stored import StoredFamily, TorchFamily
 from export.verification.task import Episode, Outcome, compare_ensembles, run_episode
@@ -21,8 +22,7 @@ from export.verification.task import Episode, Outcome, compare_ensembles, run_ep
 Array = NDArray[Any]
 
 INPUT, TORCH, ONNX, ENSEMBLES = "input", "torch", "onnxruntime", "ensembles as graphs"
-SERVED = "gateway, embedded"
-"""Stages of a verification."""
+"""Stages of a verification; what a gateway answers is one more, see `Gateway`."""
 
 UNKNOWN = 255
 """Label of pixels that nothing is known about, void ones included."""
@@ -41,6 +41,27 @@ class Application:
     images: Sequence[Array]
     labels: Sequence[Array]
     query: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What serves golden cases: a service in this process.
+
+    Attributes:
+        triton: Address of a Triton that runs the graphs, which must serve the repository that is
+            verified in; empty for the embedded engine.
+    """
+
+    triton: str = ""
+
+    @property
+    def stage(self) -> str:
+        """What the stage is called."""
+        return "gateway, triton" if self.triton else "gateway, embedded"
+
+
+EMBEDDED = Gateway()
+"""A gateway that runs graphs itself."""
 
 
 class Method(Protocol):
@@ -67,13 +88,18 @@ class Method(Protocol):
         """Compares everything that an episode came to."""
 
     def compare_served(
-        self, golden: Golden, mask: Array, probabilities: Array
+        self, golden: Golden, mask: Array, probabilities: Array, stage: str
     ) -> Iterator[Measure]:
         """Compares a mask [H, W] and probabilities [P, H, W] at the network's size."""
 
 
 def verify(
-    method: Method, goldens: Path, *, names: Sequence[str] = (), served: bool = True
+    method: Method,
+    goldens: Path,
+    *,
+    names: Sequence[str] = (),
+    gateway: Gateway | None = EMBEDDED,
+    repository: Path | None = None,
 ) -> Iterator[Measure]:
     """Compares torch, the exported graphs and the gateway with golden cases.
 
@@ -81,7 +107,8 @@ def verify(
         method: Whose cases they are.
         goldens: Folder of its golden vectors.
         names: Which cases; none means all.
-        served: Whether to go through the gateway, too.
+        gateway: What serves the cases; None leaves that out.
+        repository: Where families are written while they are verified; None for a temporary place.
 
     Yields:
         A measure for each quantity of each stage.
@@ -96,13 +123,23 @@ def verify(
     for group in groups.values():
         # One family at a time, in a folder of its own: some hold hundreds of megabytes.
         with tempfile.TemporaryDirectory(prefix="fewseg-verify-") as folder:
-            repository = Path(folder, "repository")
+            root = repository or Path(folder, "repository")
             family = method.export(group[0], goldens, Path(folder))
-            write_family(family, repository)
-            for golden in group:
-                yield from _verify_graphs(method, golden, family, repository)
-                if served:
-                    yield from _verify_served(method, golden, repository, family.alias)
+            with written(family, root):
+                for golden in group:
+                    yield from _verify_graphs(method, golden, family, root)
+                    if gateway is not None:
+                        yield from _verify_served(method, golden, root, family.alias, gateway)
+
+
+@contextmanager
+def written(family: Family, root: Path) -> Iterator[None]:
+    """Writes a family into a repository, and removes it in the end."""
+    write_family(family, root)
+    try:
+        yield
+    finally:
+        remove_family(root, family.name)
 
 
 def _verify_graphs(
@@ -120,15 +157,17 @@ def _verify_graphs(
 
 
 def _verify_served(
-    method: Method, golden: Golden, repository: Path, alias: str
+    method: Method, golden: Golden, repository: Path, alias: str, gateway: Gateway
 ) -> Iterator[Measure]:
     # Imported here: the SDK is wanted by this stage only.
     from export.verification.served import segment_application
     from fewseg import FewSegError
 
     try:
-        mask, probabilities = segment_application(method.application(golden), repository, alias)
+        mask, probabilities = segment_application(
+            method.application(golden), repository, alias, gateway
+        )
     except (FewSegError, ImportError) as error:
-        yield Measure(golden.name, SERVED, "mask", None, 0, reason=str(error))
+        yield Measure(golden.name, gateway.stage, "mask", None, 0, reason=str(error))
         return
-    yield from method.compare_served(golden, mask, probabilities)
+    yield from method.compare_served(golden, mask, probabilities, gateway.stage)

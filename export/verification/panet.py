@@ -17,6 +17,7 @@ from export.methods.prototypes import PrototypeFeatures
 from export.prototype_family import prototype_family
 from export.repository import write_family
 from export.sources import panet_checkpoint
+from export.verification.driver import EMBEDDED, Gateway, written
 from export.verification.episode import Runner, network_image, run_ensembles, run_episode
 from export.verification.measures import (
     Measure,
@@ -28,11 +29,13 @@ from export.verification.measures import (
 )
 from export.verification.stored import StoredFamily, TorchFamily
 
-SERVED_STAGE = "gateway, embedded"
-
 
 def verify_panet(
-    goldens: Path, *, names: Sequence[str] = (), served: bool = True
+    goldens: Path,
+    *,
+    names: Sequence[str] = (),
+    gateway: Gateway | None = EMBEDDED,
+    repository: Path | None = None,
 ) -> Iterator[Measure]:
     """Compares torch, the exported graphs and the gateway with golden cases.
 
@@ -42,7 +45,8 @@ def verify_panet(
     Args:
         goldens: Folder of PANet's golden vectors.
         names: Which cases; none means all.
-        served: Whether to go through the gateway, too.
+        gateway: What serves the cases; None leaves that out.
+        repository: Where families are written while they are verified; None for a temporary place.
 
     Yields:
         A measure for each quantity of each stage.
@@ -63,8 +67,8 @@ def verify_panet(
             family = _export(checkpoint, size, repository)
             for case in group:
                 yield from _verify_case(case, family, repository)
-                if served:
-                    yield from _verify_served(case, family, repository)
+                if engine is not None:
+                    yield from _verify_served(case, family, repository, engine)
 
 
 def save_as_official(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -108,14 +112,16 @@ def _verify_case(case: Case, family: Family, repository: Path) -> Iterator[Measu
         yield measure_difference(case, "ensembles as graphs", quantity, first, second)
 
 
-def _verify_served(case: Case, family: Family, repository: Path) -> Iterator[Measure]:
+def _verify_served(
+    case: Case, family: Family, repository: Path, engine: EngineName
+) -> Iterator[Measure]:
     # Imported here: the SDK is wanted by this stage only.
-    from export.verification.served import segment_served
-    from fewseg import FewSegError
+    from export.verification.served import NOT_SERVED, segment_served
 
+    stage = served_stage(engine)
     try:
-        mask, probabilities = segment_served(case, repository, family.alias)
-    except (FewSegError, ImportError) as error:
-        yield Measure(case.name, SERVED_STAGE, "mask", None, 0, reason=str(error))
+        mask, probabilities = segment_served(case, repository, family.alias, engine)
+    except NOT_SERVED as error:
+        yield Measure(case.name, stage, "mask", None, 0, reason=str(error))
         return
-    yield from measure_served(case, SERVED_STAGE, mask, probabilities)
+    yield from measure_served(case, stage, mask, probabilities)

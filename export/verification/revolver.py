@@ -26,7 +26,7 @@ from export.methods.revolver import (
 from export.revolver_family import revolver_family
 from export.revolver_source import revolver_checkpoint
 from export.verification.comparing import map_error, relative, worst
-from export.verification.driver import INPUT, SERVED, UNKNOWN, Application, verify
+from export.verification.driver import INPUT, UNKNOWN, Application, EMBEDDED, Gateway, verify
 from export.verification.measures import Measure
 from export.verification.scores import GoldenScores, decide
 from export.verification.task import Episode, Outcome
@@ -46,10 +46,14 @@ MAX_PIXELS = 1024 * 1024
 
 
 def verify_revolver(
-    goldens: Path, *, names: Sequence[str] = (), served: bool = True
+    goldens: Path,
+    *,
+    names: Sequence[str] = (),
+    gateway: Gateway | None = EMBEDDED,
+    repository: Path | None = None,
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
-    return verify(_Revolver(), goldens, names=names, served=served)
+    return verify(_Revolver(), goldens, names=names, gateway=gateway, repository=repository)
 
 
 class _Revolver:
@@ -110,11 +114,11 @@ class _Revolver:
         yield scores.measure_mask(stage, decide(logits), arrays["pred"])
 
     def compare_served(
-        self, golden: Golden, mask: Array, probabilities: Array
+        self, golden: Golden, mask: Array, probabilities: Array, stage: str
     ) -> Iterator[Measure]:
         scores = _scores(golden)
-        yield scores.measure_mask(SERVED, mask, golden.arrays["pred"])
-        yield scores.measure_probabilities(SERVED, probabilities)
+        yield scores.measure_mask(stage, mask, golden.arrays["pred"])
+        yield scores.measure_probabilities(stage, probabilities)
 
 
 def official_checkpoint(goldens: Path, model: str, seed: int) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from export.goldens import Golden, read_keys, seeded_checkpoint
 from export.methods.sgone import EMBEDDING_CHANNELS, SgOneFeatures
 from export.sgone_family import ChannelOrder, ShotMerge, sgone_checkpoint, sgone_family
 from export.verification.comparing import map_error, relative, worst
-from export.verification.driver import INPUT, SERVED, Application, verify
+from export.verification.driver import INPUT, Application, EMBEDDED, Gateway, verify
 from export.verification.measures import Measure
 from export.verification.scores import GoldenScores, decide, resized
 from export.verification.task import Episode, Outcome
@@ -36,10 +36,14 @@ MAX_PIXELS = 1024 * 1024
 
 
 def verify_sgone(
-    goldens: Path, *, names: Sequence[str] = (), served: bool = True
+    goldens: Path,
+    *,
+    names: Sequence[str] = (),
+    gateway: Gateway | None = EMBEDDED,
+    repository: Path | None = None,
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
-    return verify(_SgOne(), goldens, names=names, served=served)
+    return verify(_SgOne(), goldens, names=names, gateway=gateway, repository=repository)
 
 
 class _SgOne:
@@ -108,11 +112,11 @@ class _SgOne:
         yield scores.measure_mask(stage, decide(logits), arrays["pred"])
 
     def compare_served(
-        self, golden: Golden, mask: Array, probabilities: Array
+        self, golden: Golden, mask: Array, probabilities: Array, stage: str
     ) -> Iterator[Measure]:
         scores = _scores(golden)
-        yield scores.measure_mask(SERVED, mask, golden.arrays["pred"])
-        yield scores.measure_probabilities(SERVED, probabilities)
+        yield scores.measure_mask(stage, mask, golden.arrays["pred"])
+        yield scores.measure_probabilities(stage, probabilities)
 
 
 def _scores(golden: Golden) -> GoldenScores:

@@ -25,6 +25,8 @@ from loadtests.targets import ANNOTATE
 _REPEATS = 3
 _PAIRS = 60
 _WARM_UP = 15
+#: Every so many pairs, an echo that lets its client wait as long as the engine does.
+_LATE_EVERY = 3
 _SUPPORT_SEED = 4242
 
 
@@ -35,6 +37,7 @@ class _Pairs:
     overhead: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
     echo: list[float] = field(default_factory=list)
+    late_echo: list[float] = field(default_factory=list)
     client: list[float] = field(default_factory=list)
     engine: list[float] = field(default_factory=list)
     direct: list[float] = field(default_factory=list)
@@ -64,6 +67,9 @@ def gateway_overhead(stand: Stand) -> Row:
             pairs.engine.append(answer.engine)
             pairs.overhead.append(answer.seconds - answer.engine)
             pairs.echo.append(echo)
+            if number % _LATE_EVERY == 0:
+                late = stand.echo(answer.request_bytes, answer.answer_bytes, answer.engine)
+                pairs.late_echo.append(late)
             pairs.floor.append(echo + clock.of("decode_resize", "answer"))
             pairs.direct.append(clock.of("features", "decode"))
             stages.append(seconds_of(answer.answer.timings))
@@ -86,12 +92,16 @@ def gateway_overhead(stand: Stand) -> Row:
             "overhead": of("overhead"),
             "floor": of("floor"),
             "echo": of("echo"),
+            "echo after the engine's time": of("late_echo"),
             "ratio (1)": ratio,
             "client": of("client"),
             "engine as served": of("engine"),
             "graphs called directly": of("direct"),
             **_stage_figures(stages),
         },
+        note="An echo that sleeps as long as the engine runs before it answers takes "
+        f"{of('late_echo'):.2f} ms beyond its sleep: client and server have to be woken. The floor "
+        "counts the echo that answers at once.",
     )
 
 

@@ -36,6 +36,7 @@ _SECONDS = 5.0
 _SATURATED_SECONDS = 4.0
 _WARM_UP = 20
 _SHARE = 0.4
+_IMAGES = 300
 
 
 @dataclass(slots=True)
@@ -101,15 +102,15 @@ def _measured(calls: dict[str, Call]) -> dict[str, _Measured]:
         for image in photographs(_WARM_UP, seed=900 + number):
             call(image.jpeg)
     for rounds in range(_ROUNDS):
-        for number, (name, call) in enumerate(calls.items()):
-            # Distinct images everywhere: 10 seeds a round, one a server.
-            jpegs = [one.jpeg for one in photographs(240, seed=1000 + 10 * rounds + number)]
+        # No server sees an image twice.
+        jpegs = [one.jpeg for one in photographs(_IMAGES, seed=1000 + rounds)]
+        for name, call in calls.items():
             measured[name].rates.append(_saturated(call, jpegs))
     rate = _SHARE * min(one.rate for one in measured.values())
     for rounds in range(_ROUNDS):
-        for number, (name, call) in enumerate(calls.items()):
-            times = offsets(Arrivals.POISSON, rate, _SECONDS, seed=rounds)
-            jpegs = [one.jpeg for one in photographs(len(times), seed=2000 + 10 * rounds + number)]
+        times = offsets(Arrivals.POISSON, rate, _SECONDS, seed=rounds)
+        jpegs = [one.jpeg for one in photographs(len(times), seed=2000 + rounds)]
+        for name, call in calls.items():
             measured[name].beside += _open_loop(call, jpegs, times)
     return measured
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewseg.v1 import segmentation_service_pb2 as pb2
-from loadtests.echo import ANSWER_BYTES, METHOD, running_echo
+from loadtests.echo import ANSWER_AFTER, ANSWER_BYTES, METHOD, running_echo
 from loadtests.floor import StraightLine, drawn_planes
 from loadtests.photographs import Photograph, outline, photographs
 from loadtests.plans import register, segment_request, support_of
@@ -71,12 +71,21 @@ class Stand:
         answer = pb2.SegmentResponse.FromString(content)
         return Segmented(seconds, engine_seconds(answer.timings), answer, request, len(content))
 
-    def echo(self, request: bytes, answer_bytes: int) -> float:
-        """Seconds that the transport of two messages takes."""
-        metadata = ((ANSWER_BYTES, str(answer_bytes)),)
+    def echo(self, request: bytes, answer_bytes: int, after: float = 0.0) -> float:
+        """Seconds that the transport of two messages takes.
+
+        Args:
+            request: Is sent.
+            answer_bytes: Size of the answer.
+            after: Seconds that the echo sleeps before it answers, as a client of a network has to
+                wait for it; they are not counted, the way out of sleep is.
+        """
+        metadata = [(ANSWER_BYTES, str(answer_bytes))]
+        if after:
+            metadata.append((ANSWER_AFTER, f"{after * 1e3:.3f}"))
         started = time.perf_counter()
         self._echo(request, timeout=_TIMEOUT, metadata=metadata)
-        return time.perf_counter() - started
+        return time.perf_counter() - started - after
 
     def task(self, task_id: str, shots: int, seed: int) -> str:
         """Registers a task of so many shots."""

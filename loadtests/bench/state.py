@@ -39,7 +39,8 @@ def memory(engine: str) -> Row:
     with running_server(engine, flags) as server:
         connection = Connection(server.target)
         _warm(connection, images[0])
-        rest = server.resident_bytes()
+        # What the warm-up left in the caches is theirs, and counts against their budgets.
+        rest = server.resident_bytes() - server.cached_bytes()
         peaks = []
 
         def watched(call: Callable[[int], None]) -> Callable[[int], None]:
@@ -74,8 +75,8 @@ def memory(engine: str) -> Row:
     return Row(
         name="memory",
         what=f"Stateful memory: sqlite, {_TASKS} tasks over {_IMAGES} images",
-        target=f"at most the budgets + {_ALLOWANCE_MIB} MB above the server at rest; then every "
-        "task answers",
+        target=f"at most the budgets + {_ALLOWANCE_MIB} MB above the warm server, caches empty; "
+        "then every task answers",
         floor=f"budgets {budget} MiB (features {_FEATURE_MIB}, guidance {_GUIDANCE_MIB}); at rest "
         f"{rest / _MIB:.0f} MiB",
         measured=f"{grown:.0f} MiB above rest at the peak; "

@@ -27,6 +27,8 @@ from loadtests.servers import ServerError, stop
 
 _START_SECONDS = 60.0
 _TIMEOUT = 30.0
+#: Servers close connections that are idle for five seconds.
+_IDLE_SECONDS = 2.0
 _ROOT = Path(__file__).parents[2]
 
 #: Sends a JPEG, returns the seconds that the peer's engine took.
@@ -113,8 +115,9 @@ def _litserve(folder: Path, ports: list[int]) -> tuple[list[str], Call]:
 
     def call(jpeg: bytes) -> float:
         connection = getattr(local, "connection", None)
-        if connection is None:
+        if connection is None or time.monotonic() - local.used > _IDLE_SECONDS:
             connection = http.client.HTTPConnection("127.0.0.1", ports[0], timeout=_TIMEOUT)
+            connection.connect()
             local.connection = connection
         try:
             connection.request("POST", "/predict", head + jpeg + tail, headers)
@@ -122,7 +125,9 @@ def _litserve(folder: Path, ports: list[int]) -> tuple[list[str], Call]:
             answer.read()
         except (OSError, http.client.HTTPException):
             connection.close()
+            local.connection = None
             raise
+        local.used = time.monotonic()
         if answer.status != http.client.OK:
             raise OSError(f"LitServe answered {answer.status}")
         return float(answer.headers[ENGINE_SECONDS])

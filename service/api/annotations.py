@@ -108,12 +108,16 @@ def _label(message: types_pb2.Mark, path: str) -> str | None:
 
 
 def _index_mask(message: types_pb2.IndexMask) -> IndexMask:
+    # Thousands of values may name the same few classes.
+    known: dict[str, str] = {}
+    class_of_value: dict[int, str] = {}
+    for value, name in sorted(message.class_of_value.items()):
+        if name not in known:
+            known[name] = names.class_name(name, f"class_of_value[{value}]")
+        class_of_value[value] = known[name]
     return IndexMask(
         png=message.png,
-        class_of_value={
-            value: names.class_name(name, f"class_of_value[{value}]")
-            for value, name in sorted(message.class_of_value.items())
-        },
+        class_of_value=class_of_value,
         void_values=tuple(sorted(set(message.void_values))),
     )
 

@@ -24,6 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from service.core.errors import InvalidArgumentError, OutOfLimitsError
+from service.core.jpeg_segments import check_segments
 from service.core.limits import Limits
 from service.core.png_chunks import PNG_SIGNATURE, without_texts
 from service.core.types import Size, SourceImage
@@ -182,6 +183,8 @@ def _open(data: bytes, max_pixels: int, max_side: int) -> ImageFile.ImageFile:
         raise InvalidArgumentError("EMPTY_IMAGE", f"The image holds no bytes; {_FORMATS_HELP}.")
     plugin = _plugin_for(data, max_pixels, max_side)
     try:
+        if plugin is JpegImageFile:
+            check_segments(data)
         image = plugin(BytesIO(without_texts(data) if plugin is PngImageFile else data))
         animated = bool(getattr(image, "is_animated", False))
     except Exception as error:  # see decode: Pillow promises no kinds

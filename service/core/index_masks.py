@@ -146,7 +146,10 @@ def unknown_class(name: str, *, field: str) -> InvalidArgumentError:
 def _occurring(numbers: NDArray[np.uint16]) -> list[int]:
     occurs = np.zeros(LARGEST_NUMBER + 1, dtype=np.bool_)
     flat = numbers.reshape(-1)
-    # In bands: indexing widens the numbers to eight bytes each.
+    # In bands: indexing widens the numbers to eight bytes each. Most equal their neighbour,
+    # and comparing is ten times faster.
     for start in range(0, flat.size, _NUMBERS_PER_BAND):
-        occurs[flat[start : start + _NUMBERS_PER_BAND]] = True
+        band = flat[start : start + _NUMBERS_PER_BAND]
+        occurs[band[:-1][band[1:] != band[:-1]]] = True
+        occurs[band[-1]] = True
     return [int(value) for value in np.flatnonzero(occurs)]

@@ -57,7 +57,7 @@ def _png(labels: NDArray[np.uint8], ways: int) -> bytes:
     _pack(labels, bits, lines[:, 1:])
     # Run-length matching: on masks as fast as level 1 and as small as level 6.
     compressor = zlib.compressobj(strategy=zlib.Z_RLE)
-    data = compressor.compress(memoryview(lines)) + compressor.flush()
+    data = compressor.compress(lines.data) + compressor.flush()
     return b"".join(
         (
             _PNG_SIGNATURE,

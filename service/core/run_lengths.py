@@ -39,15 +39,14 @@ def decode_run_lengths(mask: RunLengthMask) -> NDArray[np.uint8]:
     Raises:
         InvalidArgumentError: See ``runs``.
     """
-    _check_size(mask.size)
-    pixels = np.empty(mask.size.pixels, dtype=np.uint8)
-    filled = first = 0
+    painted: list[NDArray[np.uint8]] = []
+    first = 0
     for part in runs(mask):
         ones = (np.arange(first, first + len(part)) & 1).astype(np.uint8)
-        painted = np.repeat(ones, part)
-        pixels[filled : filled + len(painted)] = painted
-        filled += len(painted)
+        painted.append(np.repeat(ones, part))
         first += len(part)
+    # Most masks are one part: there is nothing to copy.
+    pixels = painted[0] if len(painted) == 1 else np.concatenate(painted)
     return pixels.reshape((mask.size.height, mask.size.width), order="F")
 
 

@@ -19,13 +19,13 @@ from service.core.errors import (
     FewSegError,
     InvalidArgumentError,
     NotFoundError,
-    OutOfLimitsError,
     UnavailableError,
 )
 from service.core.family import GraphRole, ModelFamily
 from service.core.features import ImageFeatures, ImageLoader
 from service.core.guidance import GuidanceBuilder, TaskGuidance
 from service.core.limits import Limits
+from service.core.output_limits import check_given_size, check_output
 from service.core.ports import Store, Telemetry
 from service.core.timing import Stage
 from service.core.types import (
@@ -226,6 +226,7 @@ class Segmenter:
         call: Call,
     ) -> Segmentation:
         output = self._output_size(family, image.size, options)
+        check_output(output, len(header.classes), options.probabilities, family, self._limits)
         try:
             role, inputs, reused = await self._query_inputs(family, image, call)
         except InvalidArgumentError as error:
@@ -271,12 +272,7 @@ class Segmenter:
 
     def _output_size(self, family: ModelFamily, image: Size, options: OutputOptions) -> Size:
         if isinstance(options.size, Size):
-            if options.size.pixels > self._limits.output_pixels:
-                raise OutOfLimitsError(
-                    "OUTPUT_TOO_LARGE",
-                    f"A mask has at most {self._limits.output_pixels} pixels here.",
-                    field="options.given_size",
-                )
+            check_given_size(options.size, self._limits)
             return options.size
         return family.network_size(image) if options.size == "network" else image
 

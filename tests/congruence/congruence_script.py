@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,9 @@ from fewseg import (
     Support,
 )
 from tests.helpers.gateway import BLUE, RED, png, scene
+from triton_local import LocalTriton
+
+ENGINES = ("embedded", "triton")
 
 #: What says nothing about the network: moments, random ids, and which server it was.
 INCOMPARABLE = {
@@ -69,6 +74,34 @@ def marked_support() -> Support:
         Scribble([(4, 50), (60, 50)], BACKGROUND, width=3),
     )
     return Support(png(ONLY_RED), Annotation(marks), id="marked")
+
+
+def client(engine: str, repository: Path, triton: LocalTriton, **settings: Any) -> AsyncClient:
+    """A client of a service of its own over one of the engines.
+
+    Images go by the ensemble the first time and by their feature maps the second time.
+    """
+    return AsyncClient(
+        ":embedded:",
+        timeout=60,
+        repository=repository,
+        engine=engine,
+        feature_reuse="second_use",
+        triton_address=(triton.grpc_address,),
+        **settings,
+    )
+
+
+def carry_out_all(
+    engine: str, repository: Path, triton: LocalTriton, models: Iterable[str]
+) -> dict[str, Round]:
+    """A round of operations for each model."""
+
+    async def carry_out_each() -> dict[str, Round]:
+        async with client(engine, repository, triton) as connected:
+            return {model: await carry_out(connected, model) for model in models}
+
+    return asyncio.run(carry_out_each())
 
 
 async def carry_out(client: AsyncClient, model: str) -> Round:

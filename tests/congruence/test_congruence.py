@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from congruence_script import CLOSE, carry_out, compare
+from congruence_script import CLOSE, ENGINES, carry_out_all, client, compare
 
-from fewseg import AsyncClient, Box, Support
+from fewseg import Box, Support
 from fewseg.results import SegmentResult, Task
 from tests.conftest import ROOT
 from tests.helpers.gateway import RED, png, scene
@@ -49,31 +49,10 @@ def aliases():
     return [*VARIANTS, *sorted(shipped)]
 
 
-def client(engine, repository, triton, **settings):
-    """A client of a service of its own over one of the engines.
-
-    Images go by the ensemble the first time and by their feature maps the second time.
-    """
-    return AsyncClient(
-        ":embedded:",
-        timeout=60,
-        repository=repository,
-        engine=engine,
-        feature_reuse="second_use",
-        triton_address=(triton.grpc_address,),
-        **settings,
-    )
-
-
 @pytest.fixture(scope="module")
 def rounds(repository, triton):
     """What each engine says to each model's round of operations."""
-
-    async def carry_out_all(engine):
-        async with client(engine, repository, triton) as connected:
-            return {alias: await carry_out(connected, alias) for alias in aliases()}
-
-    return {engine: asyncio.run(carry_out_all(engine)) for engine in ("embedded", "triton")}
+    return {engine: carry_out_all(engine, repository, triton, aliases()) for engine in ENGINES}
 
 
 @pytest.mark.parametrize("alias", aliases())

@@ -21,6 +21,7 @@ from export.methods.revolver import (
     annotation_kernel,
     upsampling_kernel,
 )
+from export.methods.revolver_early import EarlyGuide, EarlyNetwork, EarlyQuery
 from export.revolver_family import revolver_family
 from export.revolver_source import MODELS, revolver_checkpoint
 from export.sources import panet_checkpoint
@@ -103,7 +104,6 @@ def test_guidance_that_training_left_behind_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("model", "hint"),
     [
-        ("cofeat-early", "of early fusion; only the models with late fusion"),
         ("fcn32s", "of a network without guidance"),
         ("interactive-early", "of a network without guidance"),
     ],
@@ -111,6 +111,20 @@ def test_guidance_that_training_left_behind_changes_nothing(tmp_path):
 def test_models_that_cannot_be_served_are_named(tmp_path, model, hint):
     with pytest.raises(CheckpointError, match=hint):
         revolver_checkpoint(saved(tmp_path, flat_state(model)))
+
+
+def test_early_fusion_is_read_too(tmp_path):
+    source = revolver_checkpoint(saved(tmp_path, flat_state("cofeat-early")))
+    assert isinstance(source.network, EarlyNetwork)
+    official = json.loads((GOLDENS / "keys.json").read_text())["cofeat-early"]
+    own = {key: list(value.shape) for key, value in source.network.state_dict().items()}
+    assert own == {key: entry["shape"] for key, entry in official.items()}
+    family = revolver_family(alias="r", network=source.network, provenance={}, max_pixels=1 << 20)
+    assert family.provenance["model"] == "cofeat-early"
+    lacking = flat_state("cofeat-early")
+    del lacking["qry_encoder.fc6.bias"]
+    with pytest.raises(CheckpointError, match=r"missing, the first is qry_encoder\.fc6\.bias"):
+        revolver_checkpoint(saved(tmp_path, lacking))
 
 
 def test_a_file_of_another_method_is_named(tmp_path):
@@ -226,3 +240,64 @@ def test_padded_ways_change_nothing_for_the_real_ones():
             alone, among = guide(support, planes), guide(support, padded)
         for few, many in zip(alone, among, strict=True):
             torch.testing.assert_close(many[:, : few.shape[1]], few)
+
+
+@pytest.fixture(scope="module")
+def early() -> EarlyNetwork:
+    torch.manual_seed(4)
+    return EarlyNetwork(WIDTHS).eval()
+
+
+def early_scores(network, query, supports):
+    """Section 5 and 6 of the specification: one mean over the positions of all supports."""
+    positions = []
+    for image, labels in supports:
+        channels = torch.stack([labels == 0, labels == 1]).float()[None]
+        grown = torch.nn.functional.max_pool2d(channels, 11, stride=1, padding=5) * 256 - 128
+        encoded = network.supp_encoder(torch.cat([image, grown], dim=1))
+        positions.append(encoded.flatten(2))
+    mean = torch.cat(positions, dim=2).mean(dim=2)
+    encoded = network.qry_encoder(query)
+    tiled = mean[:, :, None, None].expand(-1, -1, *encoded.shape[2:])
+    return network.head(torch.cat([tiled, encoded], dim=1))
+
+
+def test_early_fusion_pools_the_positions_of_all_supports(early):
+    """A larger image weighs more; unknown pixels (2 here) are in no channel."""
+    generator = torch.Generator().manual_seed(6)
+    sizes = ((70, 100), (130, 97))
+    supports = [
+        (
+            torch.randn(1, 3, *size, generator=generator) * 50,
+            (torch.rand(size, generator=generator) * 60).long(),
+        )
+        for size in sizes
+    ]
+    query = torch.randn(1, 3, 66, 99, generator=generator) * 50
+    guide, guidance, weights = EarlyGuide(early), [], []
+    with torch.no_grad():
+        for image, labels in supports:
+            planes = torch.stack([labels == 0, labels == 1]).float()[None]
+            vector, weight = guide(image, planes)
+            guidance.append(vector)
+            weights.append(weight)
+        assert [float(weight) for weight in weights] == [2 * 3, 4 * 3]
+        merged = (guidance[0] * 6 + guidance[1] * 12) / 18
+        margins = GuidedDecode(early.head)(EarlyQuery(early)(query), merged)
+        wanted = early_scores(early, query, supports)
+    torch.testing.assert_close(
+        margins[:, :, 0], wanted[:, 1:] - wanted[:, :1], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_early_fusion_encodes_every_way_against_the_others(early):
+    image = torch.randn(1, 3, 64, 64)
+    labels = torch.randint(0, 3, (64, 64), generator=torch.Generator().manual_seed(1))
+    planes = torch.stack([labels == value for value in range(3)]).float()[None]
+    guide = EarlyGuide(early)
+    with torch.no_grad():
+        together, weights = guide(image, planes)
+        for way in (1, 2):
+            binary = torch.stack([labels != way, labels == way]).float()[None]
+            torch.testing.assert_close(together[:, way - 1], guide(image, binary)[0][:, 0])
+    assert weights.tolist() == [[1, 1]]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from export.methods.revolver import GuidedModel, GuidedNetwork
+from export.methods.revolver_early import EarlyNetwork
 from export.repository import write_family
 from export.revolver_family import revolver_family
 from export.verification.stored import StoredFamily, TorchFamily
@@ -39,6 +40,14 @@ from tests.helpers.gateway import (
 OBJECTS, OTHERS = TaskName("default", "objects"), TaskName("default", "others")
 
 
+def make_early_family() -> Any:
+    torch.manual_seed(5)
+    network = EarlyNetwork(widths=(4, 4, 6, 6, 6)).eval()
+    return revolver_family(
+        alias="early", network=network, provenance={"weights": "random"}, max_pixels=128 * 200
+    )
+
+
 def make_family(*, shared: bool) -> Any:
     torch.manual_seed(5)
     model = GuidedModel("tiny", channels=8, shared=shared, buffers=False)
@@ -56,6 +65,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("native")
     for shared in (True, False):
         write_family(make_family(shared=shared), root)
+    write_family(make_early_family(), root)
     return root
 
 
@@ -142,6 +152,20 @@ async def test_clicks_on_the_query_itself_cost_guide_and_decode(gateway, telemet
         "guide": 1,
         "decode": 1,
     }
+
+
+async def test_early_fusion_keeps_the_query_but_encodes_each_annotation(gateway, telemetry):
+    await gateway.tasks.register(registration(OBJECTS, support(1), model="early"), Call())
+    image = source(picture(120, 90, seed=9))
+    answer = await gateway.segmenter.segment(query(image, OBJECTS), Call())
+    assert labels_of(answer).shape == (120, 90)
+    before = Counter(telemetry.runs)
+    await gateway.tasks.annotate_support(
+        OBJECTS, "s1", negative(60, 60), extend=True, etag="", request_id="", call=Call()
+    )
+    await gateway.segmenter.segment(query(image, OBJECTS), Call())
+    ran = {str(role): count for role, count in telemetry.since(before).items()}
+    assert ran == {"guide": 1, "decode": 1}
 
 
 @pytest.mark.parametrize("size", [(33, 33), (97, 200), (128, 64)])

@@ -79,18 +79,21 @@ class FakeServer(
     Attributes:
         target: Where it listens.
         requests: What it got, by method.
+        remaining: Seconds until the deadline of each, or more than anybody waits.
         failures: Statuses to answer with before anything else, by method.
         bad_frames: Sequence ids whose frames fail.
     """
 
     target: str = ""
     requests: dict[str, list] = field(default_factory=lambda: defaultdict(list))
+    remaining: dict[str, list] = field(default_factory=lambda: defaultdict(list))
     failures: dict[str, list] = field(default_factory=lambda: defaultdict(list))
     bad_frames: set[int] = field(default_factory=set)
     stored: dict[str, tasks.Task] = field(default_factory=dict)
 
     def _meet(self, method, request, context):
         self.requests[method].append(request)
+        self.remaining[method].append(context.time_remaining())
         if self.failures[method]:
             context.abort_with_status(rpc_status.to_status(self.failures[method].pop(0)))
 

@@ -1,5 +1,6 @@
 import asyncio
 import inspect
+import math
 import time
 
 import numpy as np
@@ -9,6 +10,7 @@ from fake_fewseg_server import status
 from fewseg import (
     AsyncClient,
     Client,
+    DeadlineExceeded,
     InvalidArgument,
     NotFound,
     Points,
@@ -116,6 +118,17 @@ async def test_an_error_of_the_images_reaches_the_caller_after_the_answers(aclie
     assert isinstance(await anext(stream), SegmentResult)
     with pytest.raises(RuntimeError, match="camera"):
         await anext(stream)
+
+
+async def test_no_time_at_all_is_not_the_default_time(aclient, server, photo):
+    with pytest.raises(DeadlineExceeded):
+        await aclient.segment("coins", photo, timeout=0)
+    assert not server.requests["Segment"]
+
+
+async def test_a_call_may_have_no_deadline_though_its_client_has_one(aclient, server):
+    await aclient.refresh_models(timeout=math.inf)
+    assert server.remaining["RefreshModels"][0] > 1e6
 
 
 async def test_a_stream_that_is_left_early_stops_reading(aclient, photo):

@@ -1,3 +1,4 @@
+import math
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from fewseg import (
     BACKGROUND,
     Annotation,
     Client,
+    DeadlineExceeded,
     FewSegError,
     InvalidArgument,
     NotFound,
@@ -357,6 +359,20 @@ def test_pixels_go_raw_as_long_as_they_fit(server, coin):
 def test_a_server_that_is_not_there_is_unavailable():
     with Client("127.0.0.1:1", retries=0, timeout=5) as client, pytest.raises(Unavailable):
         client.server_info()
+
+
+def test_no_time_at_all_is_not_the_default_time(client, server, photo):
+    with pytest.raises(DeadlineExceeded):
+        client.segment("coins", photo, timeout=0)
+    assert not server.requests["Segment"]
+
+
+def test_a_call_may_have_no_deadline_though_its_client_has_one(client, server):
+    client.refresh_models(timeout=math.inf)
+    client.refresh_models()
+    endless, usual = server.remaining["RefreshModels"]
+    assert endless > 1e6
+    assert 0 < usual < 11
 
 
 def test_settings_that_cannot_be_are_refused():

@@ -50,7 +50,7 @@ def result(scale: float = 1.0, spread: float = 0.01, seed: int = 0, **load: obje
     chosen = scenario(**load)
     use = ResourceUse(
         seconds=[1.0, 2.0], cores=[1.0, 1.2], resident_bytes=[200 << 20, 210 << 20],
-        other_cores=[0.1, 0.1], cpu_seconds=10.0,
+        other_cores=[0.1, 0.1], cpu_seconds=10.0, started=0.0,
     )  # fmt: skip
     repeats = []
     for number in range(3):

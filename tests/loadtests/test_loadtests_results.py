@@ -87,3 +87,19 @@ def test_what_is_no_result_is_said_to_be_none(tmp_path: Path) -> None:
 
     with pytest.raises(results.ResultError, match="no result"):
         results.read(tmp_path)
+
+
+def test_samples_of_the_server_are_cut_to_the_measured_part() -> None:
+    use = ResourceUse(
+        seconds=[1.0, 2.0, 3.0, 20.0],
+        cores=[0.1, 0.2, 0.3, 0.4],
+        resident_bytes=[1, 2, 3, 4],
+        other_cores=[0.0] * 4,
+        started=100.0,
+    )
+
+    kept = use.during(101.5, 10.0)
+
+    assert kept.seconds == [0.5, 1.5]
+    assert kept.cores == [0.2, 0.3]
+    assert kept.peak_bytes == 3

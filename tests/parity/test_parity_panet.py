@@ -39,7 +39,7 @@ def test_every_number_is_that_of_the_official_code(measures, stage):
 
 
 def test_an_application_gets_the_official_mask(measures):
-    found = [measure for measure in measures if measure.stage == panet.SERVED_STAGE]
+    found = [measure for measure in measures if measure.stage == "gateway, embedded"]
     assert len(found) == 2 * len(read_cases(GOLDENS))
     assert [measure for measure in found if not measure.passed] == []
 
@@ -66,7 +66,7 @@ def test_a_gateway_that_does_not_start_is_not_run_rather_than_passed(monkeypatch
 
     monkeypatch.setattr("export.verification.served.segment_served", refuse)
     case = read_cases(GOLDENS, ["s1_1way1shot_129"])[0]
-    (measure,) = panet._verify_served(case, family_stub, Path("nowhere"))
+    (measure,) = panet._verify_served(case, family_stub, Path("nowhere"), "embedded")
     assert measure.error is None
     assert not measure.passed
     assert "no engine" in measure.reason

@@ -89,6 +89,35 @@ async def test_refused_requests_leave_nothing_in_memory(live, path, messages):
     assert await growth(attempt) < MEGABYTE
 
 
+@pytest.mark.parametrize("leave", [True, False])
+async def test_calls_that_end_early_leave_nothing_in_memory(live, monkeypatch, leave):
+    await live.tasks.RegisterTask(register_request())
+    entered = asyncio.Event()
+
+    async def held(query, call):
+        entered.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(live.server._gateway.segmenter, "segment", held)
+    image = types.Image(raw=types.RawImage(rgb=bytes(3 * 600 * 600), height=600, width=600))
+    packed = segment_request(image=image).SerializeToString()
+    method = live.channel.stream_unary("/fewseg.v1.SegmentationService/Segment")
+
+    async def attempt():
+        entered.clear()
+        call = method(iter([packed]), timeout=None if leave else 0.1)
+        waiting = asyncio.ensure_future(call)
+        await entered.wait()
+        if leave:
+            call.cancel()
+        await asyncio.wait({waiting})
+        async with asyncio.timeout(5):
+            while live.server._interceptor._running:
+                await asyncio.sleep(0.005)
+
+    assert await growth(attempt) < MEGABYTE
+
+
 async def test_refused_frames_leave_nothing_in_memory(live):
     await live.tasks.RegisterTask(register_request())
     opening = segmentation.SegmentStreamRequest(

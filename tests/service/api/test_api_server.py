@@ -180,6 +180,14 @@ async def test_a_malformed_stream_of_supports_changes_nothing(live, messages, re
     assert (await live.tasks.GetTask(tasks.GetTaskRequest(name=NAME))).etag == registered.task.etag
 
 
+async def test_a_task_of_many_supports_is_shown_whole(live, monkeypatch):
+    monkeypatch.setattr("service.api.tasks._FEW_SUPPORTS", 1)
+    registered = await live.tasks.RegisterTask(
+        register_request(supports=[red_support("a"), red_support("b", seed=2)])
+    )
+    assert [support.support_id for support in registered.task.supports] == ["a", "b"]
+
+
 async def test_a_stream_of_no_supports_is_refused(live):
     await live.tasks.RegisterTask(register_request())
     refusal = await refused(live.tasks.AddSupports(supports_of()))

@@ -304,6 +304,19 @@ def test_a_png_of_countless_chunks_is_no_image(kind: bytes) -> None:
     assert reason_of(data[:33] + crumbs + data[33:]) == "NOT_AN_IMAGE"
 
 
+@pytest.mark.parametrize("crumb", [b"\xff\xe5\0\2", b"\xff\xfe\0\0", b"\xff", b"\0", b"\xff\xd0"])
+def test_a_jpeg_of_countless_segments_is_no_image(crumb: bytes) -> None:
+    data = saved(picture(), "JPEG")
+    assert reason_of(data[:2] + crumb * 10_001 + data[2:]) == "NOT_AN_IMAGE"
+
+
+def test_a_jpeg_with_much_to_tell_is_read() -> None:
+    data = saved(picture(), "JPEG")
+    told = b"\xff\xe5\xff\xff" + bytes(65_533)
+    laden = data[:2] + b"\xff" * 100 + told * 100 + data[2:]
+    np.testing.assert_array_equal(decoded(laden), decoded(data))
+
+
 def test_pixels_in_small_chunks_are_read() -> None:
     data = saved(picture())
     start = data.index(b"IDAT") - 4

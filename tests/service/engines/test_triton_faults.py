@@ -309,3 +309,20 @@ def make_certificates(folder):
         openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", *subject)
         signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
         openssl("x509", "-req", "-in", f"{name}.csr", *signing, "-out", f"{name}.pem")
+
+
+async def test_a_slow_model_costs_a_call_its_deadline_and_frees_its_slot(tmp_path, serve_triton):
+    write_tiny_repository(tmp_path, slow_decode=200_000)
+    async with (
+        triton_engine(serve_triton(tmp_path), **QUICK) as engine,
+        running_gateway(tmp_path, engine=engine, slots=1) as gateway,
+    ):
+        await gateway.tasks.register(red_registration(), Call())
+        for _ in range(3):
+            started = time.monotonic()
+            with pytest.raises(DeadlineExceededError):
+                call = Call(deadline=started + 0.2)
+                await gateway.segmenter.segment(query(red_query()), call)
+            assert time.monotonic() - started < 1.0
+        assert gateway._admission.in_flight == 0
+        await gateway.segmenter.segment(query(red_query()), Call())

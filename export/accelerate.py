@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Execution accelerators of Triton's ONNX Runtime backend, written into a repository's configs.
+
+They belong to the machine that serves and not to the checkpoint: graphs and family names stay as
+they are, and another machine's repository is another copy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from google.protobuf import text_format
+
+from export.configs import from_text, to_text
+from export.errors import ExportError, RepositoryWriteError
+from export.repository import CONFIG_FILE
+
+#: Roles that hold a graph, and the precision that each may have: `guide` adds up whole planes,
+#: whose sums half precision cannot hold, and `decode` compares what differs little.
+_HALF_ROLES: Final = frozenset({"features", "query_features"})
+_GRAPH_ROLES: Final = frozenset({"features", "query_features", "guide", "merge", "decode"})
+_ROLE: Final = "fewseg.role"
+_GIB: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRt:
+    """TensorRT inside ONNX Runtime: engines are built when a model is first loaded.
+
+    Attributes:
+        half: Whether `features` and `query_features` compute in half precision.
+        engine_cache: Folder of the serving machine where built engines are kept; a volume.
+        workspace_gib: Memory that building may take.
+        ways, shots: The most that an engine is built for.
+    """
+
+    half: bool
+    engine_cache: str
+    workspace_gib: int = 2
+    ways: int = 8
+    shots: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVino:
+    """OpenVINO inside ONNX Runtime, on processors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """No accelerator."""
+
+
+Plan: TypeAlias = TensorRt | OpenVino | Plain
+
+
+def accelerate(repository: Path, plan: Plan) -> list[str]:
+    """Writes a plan into the configs of all graphs of a repository.
+
+    Args:
+        repository: The model repository.
+        plan: What they are to run with; it replaces what they ran with before.
+
+    Returns:
+        Names of the models whose configs changed.
+
+    Raises:
+        ExportError: A graph takes images of any size, which TensorRT cannot be prepared for.
+        RepositoryWriteError: The repository is no folder, or cannot be written.
+    """
+    if not repository.is_dir():
+        raise RepositoryWriteError(f"{repository} is not a folder; name a model repository.")
+    planned = {path: _planned(config, plan) for path, config in _graph_configs(repository)}
+    changed = []
+    for path, text in planned.items():
+        if text != path.read_text(encoding="utf-8"):
+            _replace(path, text)
+            changed.append(path.parent.name)
+    return changed
+
+
+def _graph_configs(repository: Path) -> Iterator[tuple[Path, Any]]:
+    for path in sorted(repository.glob(f"[!.]*/{CONFIG_FILE}")):
+        try:
+            config = from_text(path.read_text(encoding="utf-8"))
+        except (text_format.ParseError, UnicodeDecodeError) as error:
+            raise RepositoryWriteError(
+                f"{path.parent.name}/{CONFIG_FILE} cannot be read: {error}; see fewseg-export check"
+            ) from error
+        if config.parameters[_ROLE].string_value in _GRAPH_ROLES:
+            yield path, config
+
+
+def _planned(config: Any, plan: Plan) -> str:
+    """The text of a config with a plan."""
+    accelerators = config.optimization.execution_accelerators
+    accelerators.Clear()
+    if isinstance(plan, TensorRt):
+        half = plan.half and config.parameters[_ROLE].string_value in _HALF_ROLES
+        accelerator = accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        accelerator.parameters.update(_tensorrt_parameters(config, plan, half=half))
+    elif isinstance(plan, OpenVino):
+        accelerators.cpu_execution_accelerator.add(name="openvino")
+    else:
+        config.ClearField("optimization")
+    return to_text(config)
+
+
+def _tensorrt_parameters(config: Any, plan: TensorRt, *, half: bool) -> Mapping[str, str]:
+    least, usual, most = [], [], []
+    for tensor in config.input:
+        longest = _longest(config, tensor, plan)
+        least.append(_shape(tensor, dict.fromkeys(longest, 1), batch=1))
+        usual.append(_shape(tensor, _warmed_up(config, tensor, longest), batch=1))
+        most.append(_shape(tensor, longest, batch=config.max_batch_size))
+    return {
+        "precision_mode": "FP16" if half else "FP32",
+        "max_workspace_size_bytes": str(plan.workspace_gib * _GIB),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": f"{plan.engine_cache.rstrip('/')}/{config.name}",
+        "trt_timing_cache_enable": "1",
+        "trt_layer_norm_fp32_fallback": "1",
+        "trt_profile_min_shapes": ",".join(least),
+        "trt_profile_opt_shapes": ",".join(usual),
+        "trt_profile_max_shapes": ",".join(most),
+    }
+
+
+def _longest(config: Any, tensor: Any, plan: TensorRt) -> Mapping[int, int]:
+    """Most that the open axes of a tensor are long, by axis."""
+    open_axes = [axis for axis, extent in enumerate(tensor.dims) if extent == -1]
+    if len(open_axes) > 2 or (open_axes and open_axes[-1] > 1):
+        raise ExportError(
+            f"{config.name} takes images of any size; TensorRT needs a fixed one: "
+            "export with --size, or leave this family to CUDA."
+        )
+    # Shots come before ways; one open axis counts planes or ways, or the shots of a validity.
+    lengths = [plan.shots, 1 + plan.ways][-len(open_axes) :] if open_axes else []
+    if len(tensor.dims) == 1 and open_axes:
+        lengths = [max(plan.shots, 1 + plan.ways)]
+    return dict(zip(open_axes, lengths, strict=True))
+
+
+def _warmed_up(config: Any, tensor: Any, longest: Mapping[int, int]) -> Mapping[int, int]:
+    """Lengths of the open axes in the warm-up, which is one query of one way; else the longest."""
+    for warmup in config.model_warmup:
+        if tensor.name in warmup.inputs:
+            dims = warmup.inputs[tensor.name].dims
+            return {axis: min(dims[axis], most) for axis, most in longest.items()}
+    return longest
+
+
+def _shape(tensor: Any, lengths: Mapping[int, int], *, batch: int) -> str:
+    dims = [lengths.get(axis, extent) for axis, extent in enumerate(tensor.dims)]
+    return f"{tensor.name}:{'x'.join(map(str, (batch, *dims)))}"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a config whole or not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        raise RepositoryWriteError(f"{path} cannot be written: {error.strerror}.") from error

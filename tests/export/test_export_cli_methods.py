@@ -1,0 +1,102 @@
+"""The commands of the published methods: what they read, write and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from export import cli
+from export.configs import from_text
+from export.methods.revolver import annotation_kernel
+from export.repository import CONFIG_FILE
+
+GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture(autouse=True)
+def stub_export(monkeypatch):
+    """Leaves the graphs out of the files: what is under test is the command."""
+    real = cli.write_family
+
+    def write(family, out, *, force):
+        return real(family, out, force=force, export=lambda graph: graph.role.encode())
+
+    monkeypatch.setattr(cli, "write_family", write)
+
+
+def checkpoint(folder: Path, method: str, model: str = "") -> Path:
+    """A file of the official layout whose tensors are one number each."""
+    keys = json.loads((GOLDENS / method / "keys.json").read_text())
+    state = {
+        key: torch.full((), 0.01, dtype=getattr(torch, entry["dtype"])).expand(entry["shape"])
+        for key, entry in (keys[model] if model else keys).items()
+    }
+    if method == "revolver":
+        state["anno_enc.weight"] = annotation_kernel()
+    path = folder / f"{method}.pth"
+    torch.save({"state_dict": state} if method == "sgone" else state, path)
+    return path
+
+
+def parameters(repository: Path) -> dict[str, str]:
+    (folder,) = repository.glob("*_decode")
+    config = from_text((folder / CONFIG_FILE).read_text())
+    return {key: value.string_value for key, value in config.parameters.items()}
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "options", "expected"),
+    [
+        (
+            "revolver",
+            "cofeat-late-lite-unshared",
+            ("--max-pixels", 300000),
+            {"fewseg.input_size": "native", "fewseg.max_pixels": "300000"},
+        ),
+        ("sgone", "", (), {"fewseg.decision": "margin", "fewseg.min_side": "33"}),
+        ("sgone", "", ("--merge", "any", "--channels", "rgb"), {"fewseg.decision": "any_shot"}),
+        ("canet", "", ("--size", "97x65"), {"fewseg.input_size": "97x65"}),
+        ("canet", "", ("--merge", "probability"), {"fewseg.score": "linear"}),
+    ],
+)
+def test_methods_are_exported_as_asked(tmp_path, method, model, options, expected):
+    path, out = checkpoint(tmp_path, method, model), tmp_path / "repository"
+    status, output = run(method, "--checkpoint", path, "--out", out, "--name", "mine", *options)
+    assert status == 0, output
+    found = parameters(out)
+    assert found["fewseg.method"] == method
+    assert found["fewseg.alias"] == "mine"
+    assert found.items() >= expected.items()
+    provenance = json.loads(found["fewseg.provenance"])
+    assert provenance["weights"] == path.name
+    assert "code_licence" in provenance
+
+
+def test_settings_of_the_graphs_are_in_the_provenance(tmp_path):
+    out = tmp_path / "repository"
+    run("canet", "--checkpoint", checkpoint(tmp_path, "canet"), "--out", out, "--iterations", 2)
+    assert json.loads(parameters(out)["fewseg.provenance"])["iterations"] == "2"
+
+
+def test_a_checkpoint_of_another_method_writes_nothing(tmp_path):
+    path, out = checkpoint(tmp_path, "sgone"), tmp_path / "repository"
+    status, output = run("canet", "--checkpoint", path, "--out", out)
+    assert status == 1
+    assert "looks like an SG-One checkpoint, not a CANet checkpoint" in output
+    assert not out.exists()
+
+
+def test_a_command_without_a_checkpoint_says_so(tmp_path):
+    for method in ("revolver", "sgone", "canet"):
+        status, output = run(method, "--out", tmp_path)
+        assert status == 2
+        assert "--checkpoint" in output
