@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +23,7 @@ from export.revolver_family import revolver_family
 from export.revolver_source import revolver_checkpoint
 from export.sources import Weights
 from export.tables import family_table, measure_table
-from export.verification.driver import EngineName
+from export.verification.driver import EMBEDDED, Gateway
 from export.verification.measures import Measure
 
 PANET_SIZE = "417"
@@ -240,10 +240,15 @@ def verify(
     engine: Annotated[
         Engine,
         typer.Option(
-            help="What a gateway serves the cases with: embedded, or a Triton that is started on "
-            "this machine. none: graphs only."
+            help="What a gateway serves the cases with: embedded, or triton, which must serve "
+            "--repository. none: graphs only."
         ),
     ] = Engine.EMBEDDED,
+    repository: Annotated[
+        Path | None,
+        typer.Option(help="Where to write families while they are verified; else a temporary one."),
+    ] = None,
+    triton_address: Annotated[str, typer.Option(help="Of Triton's gRPC port.")] = "localhost:8001",
     case: Annotated[
         list[str] | None, typer.Option(help="Only this case; may be given several times.")
     ] = None,
@@ -260,21 +265,20 @@ def verify(
         Verifiable.SGONE: verify_sgone,
         Verifiable.CANET: verify_canet,
     }
-    chosen: EngineName | None = None
-    if engine is not Engine.NONE:
-        chosen = "triton" if engine is Engine.TRITON else "embedded"
+    gateways = {
+        Engine.EMBEDDED: EMBEDDED,
+        Engine.TRITON: Gateway(triton_address),
+        Engine.NONE: None,
+    }
+    gateway = gateways[engine]
     with _told_plainly():
+        if engine is Engine.TRITON and repository is None:
+            raise ExportError("--engine triton needs --repository, the one that Triton serves.")
         with console.status("Exporting and running the golden cases ..."):
-            measures = list(verifiers[method](goldens, names=case or (), engine=chosen))
-        console.print(measure_table(measures))
-        failed = [measure for measure in measures if not measure.passed]
-        for measure in failed:
-            console.print(f"{measure.case}, {measure.stage}, {measure.quantity}: {_blame(measure)}")
-        if failed:
-            raise ExportError(
-                f"{len(failed)} of {len(measures)} comparisons failed or were not run."
-            )
-        console.print(f"All {len(measures)} comparisons are within what is allowed.")
+            verifier = verifiers[method]
+            measures = verifier(goldens, names=case or (), gateway=gateway, repository=repository)
+            found = list(measures)
+        _report(found)
 
 
 @app.command(name="list")
@@ -287,6 +291,17 @@ def list_command(
         console.print(family_table(families))
         if not all(family.complete for family in families):
             raise ExportError("Families that are not complete are not served; export them again.")
+
+
+def _report(measures: Sequence[Measure]) -> None:
+    """Prints comparisons; raises ``ExportError`` if one failed or was not run."""
+    console.print(measure_table(measures))
+    failed = [measure for measure in measures if not measure.passed]
+    for measure in failed:
+        console.print(f"{measure.case}, {measure.stage}, {measure.quantity}: {_blame(measure)}")
+    if failed:
+        raise ExportError(f"{len(failed)} of {len(measures)} comparisons failed or were not run.")
+    console.print(f"All {len(measures)} comparisons are within what is allowed.")
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from export.family import Family
 from export.goldens import Golden, read_keys, seeded_checkpoint
 from export.methods.canet import CanetDecode, CanetFeatures, CanetGuide, CanetShotsDecode
 from export.verification.comparing import map_error, relative, worst
-from export.verification.driver import INPUT, TORCH, Application, EMBEDDED, Gateway, verify
+from export.verification.driver import EMBEDDED, INPUT, TORCH, Application, Gateway, verify
 from export.verification.episode import network_image, network_mask
 from export.verification.measures import Measure
 from export.verification.scores import GoldenScores, decide, resized

@@ -15,7 +15,6 @@ from export.family import Family
 from export.goldens import Case, read_cases, read_keys, seeded_checkpoint
 from export.methods.prototypes import PrototypeFeatures
 from export.prototype_family import prototype_family
-from export.repository import write_family
 from export.sources import panet_checkpoint
 from export.verification.driver import EMBEDDED, Gateway, written
 from export.verification.episode import Runner, network_image, run_ensembles, run_episode
@@ -58,17 +57,17 @@ def verify_panet(
     cases = read_cases(goldens, names)
     shapes = read_keys(goldens)
     with tempfile.TemporaryDirectory(prefix="fewseg-verify-") as folder:
-        root = Path(folder)
         cases.sort(key=_family_key)
+        root = repository or Path(folder, "repository")
         for (seed, size), group in groupby(cases, key=_family_key):
-            checkpoint = root / "30000.pth"
+            checkpoint = Path(folder, "30000.pth")
             save_as_official(seeded_checkpoint(shapes, seed), checkpoint)
-            repository = root / f"repository-{seed}-{size[0]}x{size[1]}"
-            family = _export(checkpoint, size, repository)
-            for case in group:
-                yield from _verify_case(case, family, repository)
-                if engine is not None:
-                    yield from _verify_served(case, family, repository, engine)
+            family = _family_of(checkpoint, size)
+            with written(family, root):
+                for case in group:
+                    yield from _verify_case(case, family, root)
+                    if gateway is not None:
+                        yield from _verify_served(case, family, root, gateway)
 
 
 def save_as_official(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -81,17 +80,15 @@ def _family_key(case: Case) -> tuple[int, tuple[int, int]]:
     return case.weight_seed, case.network_size
 
 
-def _export(checkpoint: Path, size: tuple[int, int], repository: Path) -> Family:
+def _family_of(checkpoint: Path, size: tuple[int, int]) -> Family:
     source = panet_checkpoint(checkpoint)
-    family = prototype_family(
+    return prototype_family(
         method="panet",
         alias="panet",
         trunk=source.trunk,
         size=size,
         provenance=source.provenance,
     )
-    write_family(family, repository)
-    return family
 
 
 def _verify_case(case: Case, family: Family, repository: Path) -> Iterator[Measure]:
@@ -113,15 +110,15 @@ def _verify_case(case: Case, family: Family, repository: Path) -> Iterator[Measu
 
 
 def _verify_served(
-    case: Case, family: Family, repository: Path, engine: EngineName
+    case: Case, family: Family, repository: Path, gateway: Gateway
 ) -> Iterator[Measure]:
     # Imported here: the SDK is wanted by this stage only.
-    from export.verification.served import NOT_SERVED, segment_served
+    from export.verification.served import segment_served
+    from fewseg import FewSegError
 
-    stage = served_stage(engine)
     try:
-        mask, probabilities = segment_served(case, repository, family.alias, engine)
-    except NOT_SERVED as error:
-        yield Measure(case.name, stage, "mask", None, 0, reason=str(error))
+        mask, probabilities = segment_served(case, repository, family.alias, gateway)
+    except (FewSegError, ImportError) as error:
+        yield Measure(case.name, gateway.stage, "mask", None, 0, reason=str(error))
         return
-    yield from measure_served(case, stage, mask, probabilities)
+    yield from measure_served(case, gateway.stage, mask, probabilities)

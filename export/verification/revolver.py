@@ -26,7 +26,7 @@ from export.methods.revolver import (
 from export.revolver_family import revolver_family
 from export.revolver_source import revolver_checkpoint
 from export.verification.comparing import map_error, relative, worst
-from export.verification.driver import INPUT, UNKNOWN, Application, EMBEDDED, Gateway, verify
+from export.verification.driver import EMBEDDED, INPUT, UNKNOWN, Application, Gateway, verify
 from export.verification.measures import Measure
 from export.verification.scores import GoldenScores, decide
 from export.verification.task import Episode, Outcome

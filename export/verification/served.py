@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from export.goldens import Case
-from export.verification.driver import UNKNOWN, Application, EngineName
-from fewseg import Annotation, Client, FewSegError, IndexMask, Support
-from triton_local import EnvironmentProblem, LocalTriton, TritonProblem
+from export.verification.driver import EMBEDDED, UNKNOWN, Application, Gateway
+from fewseg import Annotation, Client, IndexMask, Support
 
 Array = NDArray[Any]
 
@@ -21,12 +19,8 @@ TIMEOUT = 300.0
 """Seconds that a call may take: networks of a hundred megabytes run on whatever machine this is."""
 
 
-NOT_SERVED = (FewSegError, ImportError, EnvironmentProblem, TritonProblem)
-"""What is raised where the service, or the engine under it, does not run."""
-
-
 def segment_served(
-    case: Case, repository: Path, model: str, engine: EngineName = "embedded"
+    case: Case, repository: Path, model: str, gateway: Gateway = EMBEDDED
 ) -> tuple[Array, Array]:
     """Registers the episode's supports as a task and segments its query.
 
@@ -34,48 +28,39 @@ def segment_served(
         case: The episode.
         repository: Model repository that the in-process service is started on.
         model: Alias of the model.
-        engine: What the service runs graphs with. For "triton" a server is started on this machine
-            (docs/triton.md), and stopped afterwards.
+        gateway: What serves it.
 
     Returns:
         The mask uint8 [H, W] and the probabilities float16 [1 + ways, H, W] at the network's size.
 
     Raises:
         fewseg.FewSegError: The service does not start or refuses a call.
-        triton_local.EnvironmentProblem: Triton cannot be installed.
-        triton_local.TritonProblem: Triton does not start.
     """
     names = {value: f"way{way}" for way, value in enumerate(case.class_ids)}
     supports = list(_supports(case, names))
-    with _client(repository, engine) as client:
+    with _client(repository, gateway) as client:
         query = case.arrays["query_image"]
         return _segment(client, model, list(names.values()), supports, query)
 
 
 def segment_application(
-    application: Application, repository: Path, model: str, engine: EngineName = "embedded"
+    application: Application, repository: Path, model: str, gateway: Gateway = EMBEDDED
 ) -> tuple[Array, Array]:
     """Registers an episode of one way as a task and segments its query; see `segment_served`."""
     supports = [
         Support(image, IndexMask(labels, {1: "object"}, void=[UNKNOWN]))
         for image, labels in zip(application.images, application.labels, strict=True)
     ]
-    with _client(repository, engine) as client:
+    with _client(repository, gateway) as client:
         return _segment(client, model, ["object"], supports, application.query)
 
 
-@contextmanager
-def _client(repository: Path, engine: EngineName) -> Iterator[Client]:
-    """A client of a service in this process that runs the repository."""
-    options: dict[str, Any] = {"repository": str(repository), "store": "memory", "timeout": TIMEOUT}
-    if engine == "embedded":
-        with Client(":embedded:", **options) as client:
-            yield client
-        return
-    with LocalTriton(repository) as server:
-        address = (server.grpc_address,)
-        with Client(":embedded:", engine="triton", triton_address=address, **options) as client:
-            yield client
+def _client(repository: Path, gateway: Gateway) -> Client:
+    """A client of a service in this process."""
+    options: dict[str, Any] = {"repository": str(repository), "store": "memory"}
+    if gateway.triton:
+        options |= {"engine": "triton", "triton_address": (gateway.triton,)}
+    return Client(":embedded:", timeout=TIMEOUT, **options)
 
 
 def _segment(

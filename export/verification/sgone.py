@@ -16,7 +16,7 @@ from export.goldens import Golden, read_keys, seeded_checkpoint
 from export.methods.sgone import EMBEDDING_CHANNELS, SgOneFeatures
 from export.sgone_family import ChannelOrder, ShotMerge, sgone_checkpoint, sgone_family
 from export.verification.comparing import map_error, relative, worst
-from export.verification.driver import INPUT, Application, EMBEDDED, Gateway, verify
+from export.verification.driver import EMBEDDED, INPUT, Application, Gateway, verify
 from export.verification.measures import Measure
 from export.verification.scores import GoldenScores, decide, resized
 from export.verification.task import Episode, Outcome

@@ -100,3 +100,9 @@ def test_a_command_without_a_checkpoint_says_so(tmp_path):
         status, output = run(method, "--out", tmp_path)
         assert status == 2
         assert "--checkpoint" in output
+
+
+def test_a_triton_to_verify_on_must_serve_a_repository_that_is_named():
+    status, output = run("verify", "sgone", "--goldens", GOLDENS / "sgone", "--engine", "triton")
+    assert status == 1
+    assert "--engine triton needs --repository" in output

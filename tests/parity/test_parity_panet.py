@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from export.cli import app
 from export.goldens import read_cases
 from export.verification import panet
+from export.verification.driver import EMBEDDED
 from export.verification.measures import (
     TIE_MARGIN,
     Measure,
@@ -39,7 +40,7 @@ def test_every_number_is_that_of_the_official_code(measures, stage):
 
 
 def test_an_application_gets_the_official_mask(measures):
-    found = [measure for measure in measures if measure.stage == "gateway, embedded"]
+    found = [measure for measure in measures if measure.stage == EMBEDDED.stage]
     assert len(found) == 2 * len(read_cases(GOLDENS))
     assert [measure for measure in found if not measure.passed] == []
 
@@ -66,7 +67,7 @@ def test_a_gateway_that_does_not_start_is_not_run_rather_than_passed(monkeypatch
 
     monkeypatch.setattr("export.verification.served.segment_served", refuse)
     case = read_cases(GOLDENS, ["s1_1way1shot_129"])[0]
-    (measure,) = panet._verify_served(case, family_stub, Path("nowhere"), "embedded")
+    (measure,) = panet._verify_served(case, family_stub, Path("nowhere"), EMBEDDED)
     assert measure.error is None
     assert not measure.passed
     assert "no engine" in measure.reason

@@ -320,8 +320,8 @@ async def test_a_slow_model_costs_a_call_its_deadline_and_frees_its_slot(tmp_pat
         await gateway.tasks.register(red_registration(), Call())
         for _ in range(3):
             started = time.monotonic()
+            call = Call(deadline=started + 0.2)
             with pytest.raises(DeadlineExceededError):
-                call = Call(deadline=started + 0.2)
                 await gateway.segmenter.segment(query(red_query()), call)
             assert time.monotonic() - started < 1.0
         assert gateway._admission.in_flight == 0
