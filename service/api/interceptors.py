@@ -24,16 +24,10 @@ from service.api.calls import (
 )
 from service.api.errors import let_go, status_of
 from service.api.fields import placed
-from service.api.messages import (
-    COME_BACK_SECONDS,
-    MessageMemory,
-    Messages,
-    Patience,
-    overloaded,
-    stopping,
-)
+from service.api.messages import MessageMemory, Messages, Patience
 from service.core.errors import FewSegError, InvalidArgumentError, UnavailableError
 from service.core.limits import Limits
+from service.core.refusals import COME_BACK_SECONDS, overloaded, stopping
 from service.logs import get_logger
 
 _OURS: Final = "/fewseg.v1."

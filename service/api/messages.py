@@ -5,37 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from service.core.errors import (
-    InvalidArgumentError,
-    OutOfLimitsError,
-    ResourceExhaustedError,
-    UnavailableError,
-)
-
-#: Seconds after which a call that was told to come back makes sense.
-COME_BACK_SECONDS: Final = 1.0
+from service.core.errors import InvalidArgumentError, OutOfLimitsError
+from service.core.refusals import overloaded, stopping
 
 
 class MessageTooLargeError(OutOfLimitsError):
     """A message takes more bytes than this server accepts."""
-
-
-def overloaded() -> ResourceExhaustedError:
-    """The error of a call that the server has no room for."""
-    return ResourceExhaustedError(
-        "OVERLOADED",
-        "The server has as many calls as it can take; try again later.",
-        retry_after=COME_BACK_SECONDS,
-    )
-
-
-def stopping() -> UnavailableError:
-    """The error of a call that the server stops before it has ended."""
-    return UnavailableError("STOPPING", "The server is stopping.", retry_after=COME_BACK_SECONDS)
 
 
 class Patience:

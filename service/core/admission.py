@@ -9,14 +9,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from service.core.calls import Call, deadline_exceeded
-from service.core.errors import ResourceExhaustedError, UnavailableError
 from service.core.ports import Telemetry
+from service.core.refusals import overloaded, stopping
 from service.core.timing import Stage
 
 _Queue = deque[asyncio.Future[None]]
 
 #: Weight of the newest request in the running mean of service times.
 _SMOOTHING = 0.1
+#: Seconds; who comes back sooner finds the same queue.
+_SOONEST_RETRY = 0.05
 
 
 class Admission:
@@ -82,7 +84,7 @@ class Admission:
 
     async def _acquire(self, call: Call, patient: bool) -> None:
         if self._closed:
-            raise UnavailableError("STOPPING", "The server is stopping.", retry_after=1.0)
+            raise stopping()
         self._idle.clear()
         if self._free > 0:
             self._free -= 1
@@ -101,11 +103,7 @@ class Admission:
             or expected > self._queue_seconds
             or (remaining is not None and expected > remaining)
         ):
-            raise ResourceExhaustedError(
-                "OVERLOADED",
-                "The server has as many requests as it can take; try again later.",
-                retry_after=max(expected, 0.05),
-            )
+            raise overloaded(max(expected, _SOONEST_RETRY))
 
     async def _wait(self, call: Call, patient: bool) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -132,11 +130,7 @@ class Admission:
     def _waited_too_long(self, call: Call) -> Exception:
         if call.remaining() == 0.0:
             return deadline_exceeded()
-        return ResourceExhaustedError(
-            "OVERLOADED",
-            "No slot became free in time; try again later.",
-            retry_after=max(self._service_seconds, 0.05),
-        )
+        return overloaded(max(self._service_seconds, _SOONEST_RETRY))
 
     def _release(self) -> None:
         while (turn := self._next_turn()) is not None:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from service.core.calls import Call
-from service.core.errors import AbortedError, InvalidArgumentError, NotFoundError
+from service.core.errors import InvalidArgumentError, NotFoundError
 from service.core.ports import Store
+from service.core.refusals import stale_etag, task_not_found
 from service.core.timing import Stage
 from service.core.types import TaskHeader, TaskName, TaskRecord
 
@@ -123,17 +124,5 @@ class TaskDirectory:
         if header is None or header.expired(self._now()):
             raise task_not_found(name)
         if etag and etag != header.etag:
-            raise AbortedError(
-                "STALE_ETAG",
-                "The task has changed since that etag was given; read it again.",
-                field="etag",
-                metadata={"current_etag": header.etag},
-            )
+            raise stale_etag(name)
         return header
-
-
-def task_not_found(name: TaskName) -> NotFoundError:
-    """The error of a task that does not exist or has expired."""
-    return NotFoundError(
-        "TASK_NOT_FOUND", f"There is no task '{name}'.", metadata={"name": str(name)}
-    )

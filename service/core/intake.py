@@ -9,6 +9,7 @@ from typing import Any
 
 from service.core.annotations import check, digest, merge, weight
 from service.core.calls import Call
+from service.core.counts import check_count
 from service.core.errors import AlreadyExistsError, FewSegError, OutOfLimitsError
 from service.core.limits import Limits
 from service.core.requests import BodyDigest
@@ -107,12 +108,7 @@ class SupportIntake:
 
     def check_count(self, supports: int) -> None:
         """Raises OutOfLimitsError (TOO_MANY_SUPPORTS) if a task may not hold so many."""
-        if supports > self._limits.supports:
-            raise OutOfLimitsError(
-                "TOO_MANY_SUPPORTS",
-                f"A task has at most {self._limits.supports} supports here.",
-                field="supports",
-            )
+        check_count("supports", supports, self._limits.supports, field="supports")
 
 
 def weight_of(supports: Iterable[Support]) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from service.core.errors import AlreadyExistsError
 from service.core.ports import RememberedRequest, Store
 from service.core.records import decode_report, encode_report
+from service.core.refusals import request_id_reused
 from service.core.types import TaskReport
 
 
@@ -104,12 +104,7 @@ class RequestMemory:
             AlreadyExistsError: The id was used for another body (REQUEST_ID_REUSED).
         """
         if remembered.body_digest != body_digest:
-            raise AlreadyExistsError(
-                "REQUEST_ID_REUSED",
-                "This request id was used for a different request; choose a new one.",
-                field="request_id",
-                metadata={"request_id": remembered.request_id},
-            )
+            raise request_id_reused(remembered.request_id)
         return decode_report(remembered.answer)
 
     def to_remember(

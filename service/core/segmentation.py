@@ -16,7 +16,6 @@ from service.core.deciding import MaskDecider
 from service.core.directory import TaskDirectory
 from service.core.errors import (
     AbortedError,
-    FewSegError,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
@@ -27,6 +26,7 @@ from service.core.guidance import GuidanceBuilder, TaskGuidance
 from service.core.limits import Limits
 from service.core.output_limits import check_given_size, check_output
 from service.core.ports import Store, Telemetry
+from service.core.refusals import support_not_found
 from service.core.timing import Stage
 from service.core.types import (
     ClassResult,
@@ -310,16 +310,6 @@ class _Pin:
 
 class _RevisionMovedError(AbortedError):
     """The task changed between reading its header and its supports."""
-
-
-def support_not_found(support_id: str) -> FewSegError:
-    """The error of a support that the task does not have."""
-    return NotFoundError(
-        "SUPPORT_NOT_FOUND",
-        f"The task has no support '{support_id}'.",
-        field="support_id",
-        metadata={"support_id": support_id},
-    )
 
 
 def _given(image: SourceImage) -> _QueryImage:

@@ -12,9 +12,8 @@ from service.core.admission import Admission
 from service.core.calls import Call, finished, running
 from service.core.catalog import Catalog
 from service.core.committing import TaskCommitter, summaries, without_pixels
-from service.core.directory import TaskDirectory, task_not_found
+from service.core.directory import TaskDirectory
 from service.core.errors import (
-    AlreadyExistsError,
     FailedPreconditionError,
     FewSegError,
     InvalidArgumentError,
@@ -24,8 +23,8 @@ from service.core.family import ModelFamily
 from service.core.guidance import GuidanceBuilder, infers_background
 from service.core.intake import SupportIntake, weight_of, with_ids
 from service.core.ports import RememberedRequest, Store, TaskChange, Telemetry
+from service.core.refusals import support_not_found, task_exists, task_not_found
 from service.core.requests import BodyDigest, KeyedLocks, RequestId, RequestMemory
-from service.core.segmentation import support_not_found
 from service.core.timing import Stage
 from service.core.types import (
     AnnotationInput,
@@ -138,12 +137,7 @@ class Tasks:
     ) -> TaskReport:
         header = self._new_header(registration, family)
         if not await self._directory.is_free(header.name, call):
-            raise AlreadyExistsError(
-                "TASK_EXISTS",
-                f"There is a task '{header.name}' already.",
-                field="task_id",
-                metadata={"name": str(header.name)},
-            )
+            raise task_exists(header.name)
         supports = []
         for index, given in enumerate(registration.supports):
             try:

@@ -9,6 +9,7 @@ from typing import Final
 
 from service.core.limits import Limits
 from service.core.ports import RememberedRequest, Sweep, TaskChange
+from service.core.refusals import request_id_reused, stale_etag, task_exists, task_not_found
 from service.core.types import SourceImage, Support, TaskHeader, TaskName, TaskRecord
 from service.stores import refusals
 
@@ -93,7 +94,7 @@ class MemoryStore:
         self._check_request(request, now)
         former = self._tasks.get(name)
         if former is not None and not former.header.expired(now):
-            raise refusals.task_exists(name)
+            raise task_exists(name)
         if len(self._tasks) - (former is not None) >= self._max_tasks:
             raise refusals.too_many_tasks(self._max_tasks)
         self._check_images(name.tenant, record.supports)
@@ -125,9 +126,9 @@ class MemoryStore:
         self._check_request(change.request, now)
         former = self._tasks.get(header.name)
         if former is None:
-            raise refusals.task_not_found(header.name)
+            raise task_not_found(header.name)
         if (former.header.uid, former.header.revision) != (header.uid, header.revision - 1):
-            raise refusals.stale_etag(header.name)
+            raise stale_etag(header.name)
         self._check_images(tenant, change.upserted)
         removed, replaced = set(change.removed), {s.support_id for s in change.upserted}
         supports = {s.support_id: s for s in former.supports if s.support_id not in removed}
@@ -144,7 +145,7 @@ class MemoryStore:
         if record is None:
             return False
         if etag is not None and etag != record.header.etag:
-            raise refusals.stale_etag(name)
+            raise stale_etag(name)
         del self._tasks[name]
         self._release(name.tenant, record.supports, self._now())
         return True
@@ -182,7 +183,7 @@ class MemoryStore:
             return
         former = self._requests.get((request.tenant, request.method, request.request_id))
         if former is not None and former.expire_time > now:
-            raise refusals.request_id_reused(request)
+            raise request_id_reused(request.request_id)
 
     def _remember(self, request: RememberedRequest | None) -> None:
         if request is not None:

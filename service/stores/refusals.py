@@ -1,58 +1,13 @@
-"""The refusals of every store, so that callers cannot tell stores apart by them."""
+"""The refusals that stores alone make; those that others make too are in the core."""
 
 from __future__ import annotations
 
-from service.core.errors import (
-    AbortedError,
-    AlreadyExistsError,
-    NotFoundError,
-    ResourceExhaustedError,
-    UnavailableError,
-)
-from service.core.ports import RememberedRequest
-from service.core.types import TaskName
+from service.core.errors import NotFoundError, ResourceExhaustedError, UnavailableError
 
 #: Seconds; room comes back when tasks expire or a person makes some.
 _ROOM_RETRY = 30.0
 #: Seconds; a store that failed once may answer the next call.
 _FAILURE_RETRY = 5.0
-
-
-def task_exists(name: TaskName) -> AlreadyExistsError:
-    """The name is taken."""
-    return AlreadyExistsError(
-        "TASK_EXISTS",
-        f"{name} exists; choose another task id, or delete it first.",
-        metadata={"task": str(name)},
-    )
-
-
-def task_not_found(name: TaskName) -> NotFoundError:
-    """There is no such task."""
-    return NotFoundError(
-        "TASK_NOT_FOUND",
-        f"{name} does not exist; register it first.",
-        metadata={"task": str(name)},
-    )
-
-
-def stale_etag(name: TaskName) -> AbortedError:
-    """Another change came first."""
-    return AbortedError(
-        "STALE_ETAG",
-        f"{name} has changed since it was read; read it again and repeat.",
-        metadata={"task": str(name)},
-    )
-
-
-def request_id_reused(request: RememberedRequest) -> AlreadyExistsError:
-    """A request of that id was carried out before."""
-    return AlreadyExistsError(
-        "REQUEST_ID_REUSED",
-        f"Request id {request.request_id} was used before; send a new one.",
-        field="request_id",
-        metadata={"request_id": request.request_id},
-    )
 
 
 def image_not_found(digest: str) -> NotFoundError:

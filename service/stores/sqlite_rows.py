@@ -10,6 +10,7 @@ from typing import Final
 
 from service.core.ports import RememberedRequest, TaskChange
 from service.core.records import decode_header, decode_support, encode_header, encode_support
+from service.core.refusals import request_id_reused, stale_etag, task_exists, task_not_found
 from service.core.types import Size, SourceImage, Support, TaskHeader, TaskName, TaskRecord
 from service.stores import refusals
 
@@ -95,7 +96,7 @@ def create(
     remember(c, request, clock)
     former = _find(c, header.name)
     if former is not None and not former[1].expired(clock.now):
-        raise refusals.task_exists(header.name)
+        raise task_exists(header.name)
     if count(c) - (former is not None) >= max_tasks:
         raise refusals.too_many_tasks(max_tasks)
     former_images = set() if former is None else _images_of(c, former[0])
@@ -127,9 +128,9 @@ def apply(c: sqlite3.Connection, change: TaskChange, clock: Clock) -> None:
     )
     found = _find(c, header.name)
     if found is None:
-        raise refusals.task_not_found(header.name)
+        raise task_not_found(header.name)
     if not changed.rowcount:
-        raise refusals.stale_etag(header.name)
+        raise stale_etag(header.name)
     task = found[0]
     touched = {*change.removed, *(s.support_id for s in change.upserted)}
     former_images = _images_of(c, task, touched)
@@ -147,7 +148,7 @@ def delete(c: sqlite3.Connection, name: TaskName, etag: str | None, clock: Clock
     if found is None:
         return False
     if etag is not None and etag != found[1].etag:
-        raise refusals.stale_etag(name)
+        raise stale_etag(name)
     _remove(c, found[0], clock)
     return True
 
@@ -231,7 +232,7 @@ def remember(c: sqlite3.Connection, request: RememberedRequest | None, clock: Cl
         ),
     )
     if not written.rowcount:
-        raise refusals.request_id_reused(request)
+        raise request_id_reused(request.request_id)
 
 
 def sweep_tasks(c: sqlite3.Connection, clock: Clock, limit: int) -> tuple[list[TaskName], int]:
