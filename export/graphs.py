@@ -115,8 +115,12 @@ def example_tensors(specs: Sequence[TensorSpec], *, batch: int, lengths: LengthO
 class OnnxGraph:
     """A serialised graph, run by ONNX Runtime on the processor."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, *, exact: bool = False) -> None:
         """Loads a graph.
+
+        Args:
+            content: The serialised model.
+            exact: Whether to run every node as it stands, rather than what it amounts to.
 
         Raises:
             GraphError: ONNX Runtime refuses it.
@@ -126,8 +130,13 @@ class OnnxGraph:
         import onnxruntime
 
         try:
+            options = onnxruntime.SessionOptions()
+            if exact:
+                options.graph_optimization_level = (
+                    onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+                )
             self._session = onnxruntime.InferenceSession(
-                content, providers=["CPUExecutionProvider"]
+                content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise GraphError(f"ONNX Runtime does not load the graph: {error}") from error

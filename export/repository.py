@@ -80,22 +80,48 @@ def write_family(
         GraphError: A graph cannot be exported.
         RepositoryWriteError: The file system refuses; the repository is as it was.
     """
-    order = publication_order(family)
+
+    def fill(staging: Path) -> None:
+        _write_models(family, staging, export)
+
+    return write_models(family.name, publication_order(family), root, fill, force=force)
+
+
+def write_models(
+    family: str,
+    order: Sequence[str],
+    root: Path,
+    fill: Callable[[Path], None],
+    *,
+    force: bool = False,
+) -> Written:
+    """Puts the models of a family into a repository, as ``write_family`` promises.
+
+    Args:
+        family: Its name.
+        order: The names of its models, in the order they appear in.
+        root: The repository; made if it is not there.
+        fill: Writes the models' folders into the folder that it is given.
+        force: Whether to replace the family if the repository holds it already.
+
+    Raises:
+        RepositoryWriteError: The file system refuses; the repository is as it was.
+    """
     if not force and all(_is_complete(root / name) for name in order):
-        return Written(family.name, changed=False, nbytes=_size_of(root, order))
+        return Written(family, changed=False, nbytes=_size_of(root, order))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{family.name}-", dir=root))
+        staging = Path(tempfile.mkdtemp(prefix=f".{family}-", dir=root))
     except OSError as error:
-        raise _refused(family.name, root, error) from error
+        raise _refused(family, root, error) from error
     try:
-        _write_models(family, staging, export)
+        fill(staging)
         _publish(order, staging, root)
     except OSError as error:
-        raise _refused(family.name, root, error) from error
+        raise _refused(family, root, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Written(family.name, changed=True, nbytes=_size_of(root, order))
+    return Written(family, changed=True, nbytes=_size_of(root, order))
 
 
 def remove_other_families(root: Path, family: Family) -> list[str]:
@@ -152,8 +178,12 @@ def _remove(root: Path, family: str) -> None:
 
 def publication_order(family: Family) -> list[str]:
     """Returns the names of a family's models in the order they appear in, `features` last."""
-    roles = sorted(family.roles, key=lambda role: (role == "features", role))
-    return [family.model_name(role) for role in roles]
+    return ordered_models(family.name, family.roles)
+
+
+def ordered_models(family: str, roles: Iterable[str]) -> list[str]:
+    """Returns the names of the models with these roles, `features` last."""
+    return [f"{family}_{role}" for role in sorted(roles, key=lambda r: (r == "features", r))]
 
 
 def list_families(root: Path) -> list[Listed]:
@@ -207,7 +237,8 @@ def _is_complete(folder: Path) -> bool:
         config = from_text((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (text_format.ParseError, UnicodeDecodeError):
         return False
-    return config.platform == "ensemble" or (folder / VERSION / MODEL_FILE).is_file()
+    file = config.default_model_filename or MODEL_FILE
+    return config.platform == "ensemble" or (folder / VERSION / file).is_file()
 
 
 def _size_of(root: Path, names: Iterable[str]) -> int:
@@ -219,16 +250,16 @@ def _write_models(family: Family, staging: Path, export: Callable[[Graph], bytes
     for role, config in model_configs(family).items():
         folder = staging / family.model_name(role)
         (folder / VERSION).mkdir(parents=True)
-        _write_durably(folder / CONFIG_FILE, to_text(config).encode())
+        write_durably(folder / CONFIG_FILE, to_text(config).encode())
     for ensemble in family.ensembles:
         # Triton wants the version's folder of an ensemble, and git keeps no empty ones.
-        _write_durably(staging / family.model_name(ensemble.role) / VERSION / KEEP_FILE, b"")
+        write_durably(staging / family.model_name(ensemble.role) / VERSION / KEEP_FILE, b"")
     for graph in family.graphs:
         path = staging / family.model_name(graph.role) / VERSION / MODEL_FILE
-        _write_durably(path, export(graph))
+        write_durably(path, export(graph))
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes) -> None:
     """Writes a file that survives a power cut once a later rename does."""
     with path.open("wb") as file:
         file.write(content)

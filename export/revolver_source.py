@@ -90,25 +90,34 @@ def trained_tensors(network: nn.Module) -> dict[str, Tensor]:
 def _model_of(tensors: Tensors, path: Path) -> GuidedModel:
     """Finds the model by its shapes."""
     found = recognise(tensors)
-    if found == WANTED and "encoder.fc6.weight" in tensors:
-        channels, hidden = len(tensors["encoder.fc6.weight"]), len(tensors["head.fc7.weight"])
-        for model in MODELS:
-            if (channels, hidden, "z" in tensors) == (model.channels, model.hidden, model.buffers):
-                return model
+    shown = (
+        _rows(tensors, "encoder.fc6.weight"),
+        _rows(tensors, "head.fc7.weight"),
+        "z" in tensors,
+    )
+    for model in MODELS:
+        if shown == (model.channels, model.hidden, model.buffers):
+            return model
     if found is not None and found.startswith(f"{WANTED} of"):
         raise CheckpointError(
             f"{path} looks like {found}; what can be exported is {EARLY_MODEL}, "
             f"{', '.join(model.name for model in MODELS)}."
         )
-    # Nothing fits: the most common one says what is missing.
-    return MODELS[0]
+    # Nothing fits: the nearest one says what is missing.
+    return next(model for model in MODELS if model.buffers == ("z" in tensors))
+
+
+def _rows(tensors: Tensors, key: str) -> int:
+    """Length of a tensor's first axis; 0 if there is none."""
+    shape = tensors[key].shape if key in tensors else ()
+    return shape[0] if shape else 0
 
 
 def _named_as_then(tensors: Tensors) -> Tensors:
     """Undoes the numbers that later versions of torch put in place of the encoder's layer names.
 
-    The official code removes VGG's last layers from a `Sequential` by a slice, which has renumbered
-    the layers that stay since torch 1.13; those of the published layout carry names.
+    The official code removes VGG's last layers from a `Sequential` by a slice, which now numbers
+    the layers that stay; with the torch of its time they kept their names.
     """
     with torch.device("meta"):
         names = [name for name, _ in GuidedNetwork(MODELS[0]).encoder.named_children()]

@@ -167,6 +167,8 @@ class Settings(BaseModel):
     """The longest run of a graph whose caller set no deadline."""
     triton_load_seconds: PositiveFloat = 900.0
     """The longest that loading one model takes; TensorRT may build engines in it."""
+    triton_wait_seconds: NonNegativeFloat = 60.0
+    """How long a server that starts waits for Triton before it gives up."""
     store: Literal["sqlite", "memory"] = "sqlite"
     """Where tasks are kept; memory forgets them when the server ends."""
     store_path: Path = Path("fewseg-data/fewseg.db")

@@ -72,6 +72,7 @@ def _triton_engine(settings: Settings, telemetry: Telemetry) -> TritonEngine:
         shared_memory=settings.triton_shared_memory,
         run_seconds=settings.triton_run_seconds,
         load_seconds=settings.triton_load_seconds,
+        wait_seconds=settings.triton_wait_seconds,
     )
     try:
         return TritonEngine(settings.triton_address, telemetry=telemetry, options=options)

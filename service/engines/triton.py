@@ -38,6 +38,7 @@ from service.engines.triton_errors import TritonError, Trouble, as_domain_error,
 from service.engines.triton_models import Model, served_models
 from service.engines.triton_options import TritonOptions
 from service.engines.triton_pool import Pool
+from service.engines.triton_waiting import FirstAnswer
 
 #: Calls that one run makes at most: the first, one for what was lost, one elsewhere.
 _ATTEMPTS: Final = 3
@@ -112,6 +113,7 @@ class TritonEngine:
             self._pool.endpoints, self._options.shared_bytes if shares else None
         )
         self._reader = FamilyReader(model_control=self._options.model_control)
+        self._first_answer = FirstAnswer(self._options.wait_seconds)
         self._loading = asyncio.Lock()
         self._families: dict[str, _Loaded] = {}
         self._closed = False
@@ -132,7 +134,7 @@ class TritonEngine:
         return self._shelf.nbytes
 
     async def discover(self) -> Discovery:
-        """Asks every server what its repository holds.
+        """Asks every server what its repository holds; waits for the first one to be there.
 
         Triton tells the parameters of loaded models only. Of a family that is not loaded, ``guide``
         is loaded for a moment, once in the engine's life.
@@ -142,7 +144,7 @@ class TritonEngine:
         """
         async with self._loading:
             self._check_open()
-            discovery = await self._discover()
+            discovery = await self._first_answer.wait_for(self._discover)
             await self._shelf.sweep()
             return discovery
 

@@ -24,6 +24,7 @@ class TritonOptions:
         run_seconds: The longest that a run without a deadline takes.
         control_seconds: The longest that a question about models takes.
         load_seconds: The longest that loading one model takes; TensorRT builds engines in it.
+        wait_seconds: How long the first question waits for a server that is not there yet.
         repair_seconds: The longest that a run waits for models that Triton has lost.
         backoff_seconds, max_backoff_seconds: How long an address that failed is left out: doubled
             with each failure in a row.
@@ -42,6 +43,7 @@ class TritonOptions:
     run_seconds: float = 30.0
     control_seconds: float = 10.0
     load_seconds: float = 900.0
+    wait_seconds: float = 0.0
     repair_seconds: float = 5.0
     backoff_seconds: float = 0.25
     max_backoff_seconds: float = 10.0

@@ -141,6 +141,13 @@ def test_a_missing_tensor_another_shape_and_another_kernel_are_refused(tmp_path)
     lacking = {key: value for key, value in state.items() if key != "head.score.bias"}
     with pytest.raises(CheckpointError, match=r"1 keys are missing, the first is head\.score"):
         revolver_checkpoint(saved(tmp_path, lacking))
+    for key in ("head.fc7.weight", "encoder.fc6.weight"):
+        lacking = {name: value for name, value in state.items() if name != key}
+        with pytest.raises(CheckpointError, match=f"1 keys are missing, the first is {key}"):
+            revolver_checkpoint(saved(tmp_path, lacking))
+    odd = state | {"head.fc7.weight": torch.tensor(1.0)}
+    with pytest.raises(CheckpointError, match=r"head\.fc7\.weight has the shape \(\)"):
+        revolver_checkpoint(saved(tmp_path, odd))
     bent = state | {"anno_enc.weight": annotation_kernel() * 1.5}
     with pytest.raises(CheckpointError, match="changed network"):
         revolver_checkpoint(saved(tmp_path, bent))

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import ValidationError
 
 from fewseg import Box, Client, Support
@@ -93,9 +95,55 @@ def _port_of(process):
     raise AssertionError("the server ended before it served")
 
 
+def test_a_server_that_starts_before_triton_waits_for_it(tmp_path, serve_triton, unused_tcp_port):
+    family = write_tiny_repository(tmp_path)
+    triton = serve_triton(tmp_path)
+    triton.kill()
+    command = [sys.executable, "-m", "service.main", "--engine", "triton", "--store", "memory"]
+    command += ["--triton-address", triton.grpc_address, "--metrics-host", ""]
+    command += ["--port", str(unused_tcp_port), "--triton-wait-seconds", "60"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        assert _line_with(process, b"waiting at most 60 s")
+        with grpc.insecure_channel(f"127.0.0.1:{unused_tcp_port}") as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            waiting = check(health_pb2.HealthCheckRequest(), timeout=10, wait_for_ready=True)
+            assert waiting.status == health_pb2.HealthCheckResponse.NOT_SERVING
+            triton.start()
+            assert _port_of(process) == unused_tcp_port
+            serving = check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert serving.status == health_pb2.HealthCheckResponse.SERVING
+        with Client(f"127.0.0.1:{unused_tcp_port}") as client:
+            assert client.models()[0].family == family
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_signal_ends_a_server_that_waits(unused_tcp_port):
+    command = [sys.executable, "-m", "service.main", "--engine", "triton", "--store", "memory"]
+    command += ["--triton-address", f"127.0.0.1:{unused_tcp_port}", "--metrics-host", ""]
+    command += ["--port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        assert _line_with(process, b"waiting at most 60 s")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def _line_with(process, text):
+    return next((line for line in process.stdout if text in line), b"")
+
+
 def test_the_command_ends_when_there_is_no_triton(unused_tcp_port):
     command = [sys.executable, "-m", "service.main", "--engine", "triton", "--store", "memory"]
     command += ["--triton-address", f"127.0.0.1:{unused_tcp_port}", "--metrics-host", ""]
+    command += ["--port", "0", "--triton-wait-seconds", "0.3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "Triton cannot be reached" in done.stderr
