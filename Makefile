@@ -31,7 +31,7 @@ $(SERVE_STAMP): pyproject.toml | $(BIN)/python
 	touch $@
 
 demo: $(SERVE_STAMP) ## Registers tasks and segments photographs into demo-output/ (IMAGES=folder: your own)
-	$(BIN)/python examples/demo.py --output demo-output $(if $(IMAGES),--images $(IMAGES))
+	$(BIN)/python examples/demo.py --output demo-output $(if $(IMAGES),--images "$(IMAGES)")
 
 serve: $(SERVE_STAMP) ## Serves model_repository/ on localhost:50051
 	$(BIN)/fewseg-serve

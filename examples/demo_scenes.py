@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from fewseg import BACKGROUND, Annotation, IndexMask, Points, Scribble
 
@@ -161,8 +161,11 @@ def of_folder(folder: Path) -> Scene:
     picture is clicked, which says "whatever is in the middle of this one".
 
     Raises:
-        SystemExit: The folder holds fewer than two pictures.
+        SystemExit: There is no such folder, it holds fewer than two pictures, or one
+            of them cannot be read.
     """
+    if not folder.is_dir():
+        raise SystemExit(f"There is no folder {folder}.")
     endings = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
     paths = sorted(
         path
@@ -175,7 +178,7 @@ def of_folder(folder: Path) -> Scene:
     support = masked[0] if masked else paths[0]
     picture = _read(support)
     if masked:
-        painted = np.asarray(Image.open(support.with_suffix(".mask.png")).convert("L")) > 0
+        painted = _read(support.with_suffix(".mask.png")).any(axis=-1)
         annotation = Annotation([IndexMask(painted.astype(np.uint8), {1: "object"})])
         by = f"the mask {support.with_suffix('.mask.png').name}"
     else:
@@ -198,5 +201,8 @@ def _sample(name: str) -> Picture:
 
 
 def _read(path: Path) -> Picture:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read as a picture: {error}") from None

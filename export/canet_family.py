@@ -110,7 +110,7 @@ def canet_family(
         settings={"iterations": str(iterations)},
         provenance={
             "exporter": exporter_version(),
-            "weights_sha256": digest,
+            "tensors_sha256": digest,
             "code_licence": "none stated by its authors",
             "weights_licence": "not stated by their authors",
             **provenance,

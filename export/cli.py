@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from export import canet_family, sgone_family, sources
 from export.care import add_commands
+from export.derived_commands import add_commands as add_derived_commands
 from export.errors import ExportError
 from export.family import Family
 from export.prototype_family import prototype_family
@@ -337,6 +338,7 @@ def _told_plainly() -> Iterator[None]:
 
 
 add_commands(app, _told_plainly, console)
+add_derived_commands(app, _told_plainly, console)
 
 
 def _blame(measure: Measure) -> str:

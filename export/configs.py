@@ -14,6 +14,12 @@ from export.family import Ensemble, Family, Free, Graph, TensorSpec
 MODEL_FILE = "model.onnx"
 """The file in a version's folder."""
 
+PLAN_FILE = "model.plan"
+"""The same where TensorRT has built it."""
+
+PLAN_BACKEND = "tensorrt"
+"""Triton's backend that runs such files."""
+
 VERSION = "1"
 """The only version of a model: a family never changes."""
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from export.derived import Derivation, RepositoryFamily, read_family, write_derived
 from export.errors import ExportError
 from export.graphs import OnnxGraph
-from export.half_graph import emulated, to_half
+from export.half_graph import emulated, is_weighted, to_half
 from export.repository import Written
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -86,6 +86,7 @@ def halve(
     alias: str = "",
     force: bool = False,
     created: datetime | None = None,
+    report: Callable[[list[Agreement]], object] = lambda agreements: None,
 ) -> Halved:
     """Makes a family whose `features` and `query_features` hold and compute float16.
 
@@ -99,6 +100,7 @@ def halve(
         alias: What tasks call the new model; as before if empty.
         force: Whether to replace the new family if it is there already.
         created: When it is made; now if None.
+        report: Hears how near they are, whatever follows from it.
 
     Raises:
         ParityError: They do not agree.
@@ -106,9 +108,12 @@ def halve(
         RepositoryWriteError: The file system refuses; the repository is as it was.
     """
     family = read_family(root, name)
-    roles = [role for role in HALF_ROLES if role in family.configs]
-    halves = {role: to_half(family.graph(role)) for role in roles}
+    full = {role: family.graph(role) for role in HALF_ROLES if role in family.configs}
+    halves = {role: to_half(graph) for role, graph in full.items() if is_weighted(graph)}
+    if not halves:
+        raise ExportError(f"{family.name} has no weights that half precision could halve.")
     agreements = compare(family, halves)
+    report(agreements)
     failed = [one for one in agreements if not one.passed]
     if failed:
         raise ParityError(
@@ -120,7 +125,7 @@ def halve(
             + "."
         )
     derivation = Derivation(
-        settings={"precision": "float16 in " + ", ".join(roles)},
+        settings={"precision": "float16 in " + ", ".join(halves)},
         file=lambda role: halves[role] if role in halves else family.graph(role),
     )
     written = write_derived(

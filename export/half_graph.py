@@ -77,6 +77,12 @@ def emulated(content: bytes) -> bytes:
     return written
 
 
+def is_weighted(content: bytes) -> bool:
+    """Whether a serialised graph holds an operator whose weights could be halved."""
+    model = onnx.load_model_from_string(content)
+    return any(node.op_type in _WEIGHTED for node in model.graph.node)
+
+
 def is_half(content: bytes) -> bool:
     """Whether a serialised graph holds weights in float16."""
     model = onnx.load_model_from_string(content)

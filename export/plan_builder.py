@@ -27,9 +27,9 @@ _GPU_QUERY: Final = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv
 _GPU_SECONDS: Final = 30
 
 UNAVAILABLE: Final = (
-    "Building TensorRT plans needs an NVIDIA GPU and the tensorrt package: {reason}. On the machine "
-    "that serves, or one with the same GPU, `pip install tensorrt==10.5.0` (the release in Triton "
-    "24.10); or use TensorRT inside Triton's ONNX Runtime: fewseg-export accelerate."
+    "Building TensorRT plans needs an NVIDIA GPU and the tensorrt package: {reason}. On the "
+    "machine that serves, or one with the same GPU: pip install tensorrt==10.5.0 (the release in "
+    "Triton 24.10). Or use Triton's ONNX Runtime TensorRT accelerator: fewseg-export accelerate."
 )
 """Why no plan can be built here."""
 

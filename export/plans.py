@@ -7,18 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as triton
 
+from export.configs import PLAN_BACKEND, PLAN_FILE
 from export.derived import Derivation, read_family, write_derived
 from export.half import HALF_ROLES
 from export.plan_builder import BuildSettings, PlanBuilder, find_builder
 from export.profiles import profiles, within
 from export.repository import Written
-
-PLAN_BACKEND: Final = "tensorrt"
-PLAN_FILE: Final = "model.plan"
 
 
 @dataclass(frozen=True, slots=True)

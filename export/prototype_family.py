@@ -73,5 +73,5 @@ def prototype_family(
         ),
         weights_digest=digest,
         max_batch=max_batch,
-        provenance={"exporter": exporter_version(), "weights_sha256": digest, **provenance},
+        provenance={"exporter": exporter_version(), "tensors_sha256": digest, **provenance},
     )

@@ -70,7 +70,7 @@ def revolver_family(
         max_batch=max_batch,
         provenance={
             "exporter": exporter_version(),
-            "weights_sha256": digest,
+            "tensors_sha256": digest,
             "model": model_name(network),
             **provenance,
         },

@@ -105,7 +105,7 @@ def sgone_family(
         settings={"channel_order": order.value},
         provenance={
             "exporter": exporter_version(),
-            "weights_sha256": digest,
+            "tensors_sha256": digest,
             "code_licence": "none stated by its authors",
             "weights_licence": "not stated by their authors",
             **provenance,

@@ -56,12 +56,15 @@ class Attempts:
         The pause doubles from attempt to attempt, within a fifth of chance so that clients do not
         come back all at once, and is no shorter than the server asks for.
         """
-        if not isinstance(failure, Unavailable) or self._left == 0:
+        # A server that starts is there in a moment, however many attempts that takes.
+        starting = failure.reason == "STARTING"
+        if not isinstance(failure, Unavailable) or (self._left == 0 and not starting):
             return None
         doubled = min(_FIRST_PAUSE * 2.0**self._made, _LONGEST_PAUSE)
         pause = max(doubled * random.uniform(0.8, 1.2), failure.retry_after or 0.0)
         if self._deadline is not None and time.monotonic() + pause >= self._deadline:
             return None
-        self._left -= 1
+        if not starting:
+            self._left -= 1
         self._made += 1
         return pause

@@ -41,7 +41,7 @@ from triton_local import LocalTriton
 
 REPOSITORY = Path("model_repository")
 CALLERS = 16
-_FLAGS = {"ready-seconds": "3600", "repository": str(REPOSITORY)}
+_FLAGS = {"ready-seconds": "3600"}
 _MILLI = 1e3
 
 _out = Console()
@@ -58,17 +58,18 @@ class Setup:
 
 
 @contextmanager
-def setup() -> Iterator[Setup]:
-    """Starts Triton, the gateway and the echo server."""
+def setup(repository: Path = REPOSITORY) -> Iterator[Setup]:
+    """Starts Triton over a repository of the default model, the gateway and the echo server."""
     with ExitStack() as stack:
-        triton = stack.enter_context(LocalTriton(REPOSITORY))
+        triton = stack.enter_context(LocalTriton(repository))
         flags = _FLAGS | {"triton-address": triton.grpc_address, "slots": "32"}
+        flags["repository"] = str(repository)
         server = stack.enter_context(running_server("triton", flags))
         target, _ = stack.enter_context(running_echo("aio"))
         echo = Connection(target)
         stack.callback(echo.close)
-        family = family_name(REPOSITORY)
-        stand = Stand(server, echo, StraightLine(REPOSITORY, family))
+        family = family_name(repository)
+        stand = Stand(server, echo, StraightLine(repository, family))
         stack.callback(stand.connection.close)
         client = stack.enter_context(InferenceServerClient(triton.grpc_address))
         yield Setup(triton, stand, family, client)
@@ -148,6 +149,7 @@ def many_callers(made: Setup, seconds: float) -> None:
     before = _counts(made)
     own = psutil.Process()
     started, own_started = time.perf_counter(), sum(own.cpu_times()[:2])
+    served_started = _cpu_of_triton(made)
     until = started + seconds
 
     def call(task: str, pile: Sequence[Photograph]) -> int:
@@ -161,12 +163,14 @@ def many_callers(made: Setup, seconds: float) -> None:
         done = sum(pool.map(call, tasks, piles))
     elapsed = time.perf_counter() - started
     generator = (sum(own.cpu_times()[:2]) - own_started) / elapsed
+    served = (_cpu_of_triton(made) - served_started) / done
     engine, floor = _cpu(stand, photographs(30, seed=5))
     cores = (os.cpu_count() or 1) - generator
     allowed = cores / (engine + floor)
     table = Table(f"{CALLERS} callers of different tasks", "")
     table.add_row("answers/s", f"{done / elapsed:.1f}")
     table.add_row("generator, cores", f"{generator:.2f}")
+    table.add_row("Triton, CPU ms an answer", f"{served * _MILLI:.1f}")
     table.add_row("graphs, CPU ms", f"{engine * _MILLI:.1f}")
     table.add_row("floor, CPU ms", f"{floor * _MILLI:.1f}")
     table.add_row("cores allow, answers/s", f"{allowed:.1f}")
@@ -176,6 +180,12 @@ def many_callers(made: Setup, seconds: float) -> None:
         if more[0]:
             table.add_row(f"{role}: queries / executions", f"{more[0]} / {more[1]}")
     _out.print(table)
+
+
+def _cpu_of_triton(made: Setup) -> float:
+    """CPU seconds of Triton and of its models' processes so far."""
+    server = psutil.Process(made.triton.pid)
+    return sum(sum(one.cpu_times()[:2]) for one in (server, *server.children(recursive=True)))
 
 
 def _counts(made: Setup) -> dict[str, tuple[int, int]]:
@@ -208,12 +218,16 @@ def _cpu(stand: Stand, images: Sequence[Photograph]) -> tuple[float, float]:
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser("loadtests.triton_bench", description=__doc__)
-    parser.add_argument("--count", type=int, default=100, help="calls of the one caller")
+    parser.add_argument(
+        "--count", type=int, default=100, help="calls of the one caller; 0 for none"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of the sixteen callers")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="of the default model")
     options = parser.parse_args()
-    with setup() as made:
-        wire(made)
-        one_caller(made, options.count)
+    with setup(options.repository) as made:
+        if options.count:
+            wire(made)
+            one_caller(made, options.count)
         many_callers(made, options.seconds)
 
 

@@ -12,7 +12,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export.configs import MODEL_FILE
+from export.check.plans import check_plan
+from export.configs import MODEL_FILE, PLAN_BACKEND, PLAN_FILE
 
 #: What ONNX Runtime 1.19.2 loads, which Triton 24.10's container carries.
 MAX_IR_VERSION: Final = 10
@@ -95,8 +96,11 @@ def check_model(folder: Path, config: Any) -> Iterator[str]:
     yield from _check_warmup(config)
     if config.HasField("ensemble_scheduling") or version is None:
         return
+    if config.backend == PLAN_BACKEND:
+        yield from check_plan(version / (config.default_model_filename or PLAN_FILE), config)
+        return
     if config.backend != "onnxruntime" and config.platform != "onnxruntime_onnx":
-        yield f"config.pbtxt: backend must be onnxruntime, not {config.backend!r}"
+        yield f"config.pbtxt: backend must be onnxruntime or tensorrt, not {config.backend!r}"
         return
     yield from _check_graph(version / (config.default_model_filename or MODEL_FILE), config)
 

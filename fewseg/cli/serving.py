@@ -39,10 +39,12 @@ def models(
             session.tell(model, "")
         for problem in problems:
             session.tell({"problem": problem}, "")
-        return
-    stdout().print(_model_table(found))
-    for problem in problems:
-        stderr().print(Text(f"Cannot be served: {problem}", style="yellow"))
+    else:
+        stdout().print(_model_table(found))
+        for problem in problems:
+            stderr().print(Text(f"Cannot be served: {problem}", style="yellow"))
+    if problems:
+        raise typer.Exit(1)
 
 
 def _model_table(found: tuple[ModelInfo, ...]) -> Table:

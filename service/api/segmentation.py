@@ -35,6 +35,7 @@ class SegmentationServicer(pb2_grpc.SegmentationServiceServicer):
     ) -> pb2.SegmentResponse:
         """Segments one image."""
         call = new_call(context)
+        self._gateway.segmenter.check_room(call)
         query = await requests.off_the_loop(requests.query, request, self._gateway.limits)
         result = await self._gateway.segmenter.segment(query, call)
         answer = pb2.SegmentResponse()

@@ -58,6 +58,18 @@ class Admission:
         """Requests that run or wait."""
         return self._slots - self._free + len(self._calls) + len(self._frames)
 
+    def check(self, call: Call) -> None:
+        """Refuses a single call that ``slot`` would refuse now, before anything is made of it.
+
+        Raises:
+            ResourceExhaustedError: The queue is full or too long (OVERLOADED).
+            UnavailableError: The server is stopping (STOPPING).
+        """
+        if self._closed:
+            raise stopping()
+        if self._free == 0:
+            self._refuse_if_hopeless(call)
+
     @asynccontextmanager
     async def slot(self, call: Call, *, patient: bool = False) -> AsyncIterator[None]:
         """Holds a slot for the body.
@@ -101,7 +113,7 @@ class Admission:
         if (
             len(self._calls) >= self._places
             or expected > self._queue_seconds
-            or (remaining is not None and expected > remaining)
+            or (remaining is not None and expected + self._service_seconds > remaining)
         ):
             raise overloaded(max(expected, _SOONEST_RETRY))
 

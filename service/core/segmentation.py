@@ -97,6 +97,17 @@ class Segmenter:
         self._limits = limits
         self._telemetry = telemetry
 
+    def check_room(self, call: Call) -> None:
+        """Refuses a call that ``segment`` would refuse for want of room.
+
+        A caller who asks first spares a full server the conversion of what it refuses anyway.
+
+        Raises:
+            ResourceExhaustedError: The server is full.
+            UnavailableError: The server is stopping.
+        """
+        self._admission.check(call)
+
     async def segment(self, query: Query, call: Call) -> Segmentation:
         """Segments one image under the newest revision of a task.
 

@@ -177,3 +177,32 @@ async def test_waiting_frames_do_not_fill_the_house() -> None:
     for holder in (running, call, *frames):
         holder.leave.set()
     await asyncio.gather(*(holder.task for holder in (running, call, *frames)))
+
+
+async def test_who_asks_first_hears_what_the_door_would_say() -> None:
+    door = admission(in_flight=2)
+    door.check(Call())
+    running, waiting = Holder(door), Holder(door)
+    await settle()
+    with pytest.raises(ResourceExhaustedError):
+        door.check(Call())
+    for holder in (running, waiting):
+        holder.leave.set()
+        await holder.task
+    door.check(Call())
+    assert door.in_flight == 0
+    await door.drain(0.0)
+    with pytest.raises(UnavailableError):
+        door.check(Call())
+
+
+async def test_a_deadline_counts_the_time_in_the_slot_as_well() -> None:
+    door = admission(in_flight=10)
+    holder = Holder(door)
+    await holder.inside.wait()
+    # A service time of 50 ms is assumed at first: 50 ms of waiting fit, 50 ms more do not.
+    with pytest.raises(ResourceExhaustedError):
+        door.check(Call(deadline=time.monotonic() + 0.08))
+    door.check(Call(deadline=time.monotonic() + 0.5))
+    holder.leave.set()
+    await holder.task
