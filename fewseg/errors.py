@@ -143,6 +143,10 @@ def error_of_status(status: status_pb2.Status) -> FewSegError:
     )
 
 
+#: What gRPC says of calls whose channel was closed on this side.
+_CHANNEL_CLOSED = "Channel closed!"
+
+
 def error_of_call(call: grpc.RpcError) -> FewSegError:
     """Decodes what a gRPC call, of either the blocking or the asyncio kind, ended in."""
     try:
@@ -152,6 +156,10 @@ def error_of_call(call: grpc.RpcError) -> FewSegError:
     if status is None:
         code: Any = call.code()
         status = status_pb2.Status(code=code.value[0], message=call.details() or code.name)
+        if code is grpc.StatusCode.CANCELLED and call.details() != _CHANNEL_CLOSED:
+            # Not ours: a connection that ends under a call says so, as a stopping server's does.
+            status.code = code_pb2.UNAVAILABLE
+            status.message = "The server ended the connection."
     return error_of_status(status)
 
 

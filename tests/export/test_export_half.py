@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from tritonclient.grpc import InferenceServerClient, InferInput
 from typer.testing import CliRunner
 
 from export import half
@@ -186,6 +187,20 @@ def test_the_gateways_engine_runs_it(copied, tmp_path):
     (full,) = list_families(copied)
     wanted = asyncio.run(features(copied, full.family))
     given = asyncio.run(features(tmp_path / "other", made.written.family))
+    assert 0 < np.abs(wanted - given).max() <= 5e-3 * np.abs(wanted).max()
+
+
+def test_triton_serves_it(copied, tmp_path, serve_triton):
+    made = halve(copied, "tiny", out=tmp_path / "other").written.family
+    image = np.random.default_rng(0).integers(0, 256, (2, 40, 32, 3), dtype=np.uint8)
+    (full,) = list_families(copied)
+    wanted = OnnxGraph(graph_of(copied, full.family, "features"))({"image": image})["features"]
+    with InferenceServerClient(serve_triton(tmp_path / "other").grpc_address) as client:
+        client.load_model(f"{made}_features")
+        tensor = InferInput("image", list(image.shape), "UINT8")
+        tensor.set_data_from_numpy(image)
+        given = client.infer(f"{made}_features", [tensor]).as_numpy("features")
+    assert given.dtype == np.float32
     assert 0 < np.abs(wanted - given).max() <= 5e-3 * np.abs(wanted).max()
 
 

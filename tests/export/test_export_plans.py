@@ -26,7 +26,9 @@ from export.plan_builder import TensorRtBuilder, find_builder, with_cast_inputs
 from export.plans import PlanSettings, build_plans
 from export.profiles import profiles, within
 from export.repository import list_families
+from service.core.family import GraphRole
 from service.engines.loading import read_repository
+from service.engines.manifest import read_catalog
 from tests.export.fake_tensorrt import Module
 from tests.helpers.tiny_repository import write_tiny_repository
 from tests.helpers.triton import batch_dynamically
@@ -239,6 +241,16 @@ def test_the_embedded_engine_leaves_plans_to_triton(copied, find):
     assert written.family not in catalog.families
     assert len(catalog.families) == 1
     assert any("backend must be onnxruntime" in problem for problem in catalog.problems)
+
+
+def test_the_gateway_knows_the_family_that_triton_tells_it_of(copied, find):
+    written = build_plans(copied, "tiny", PlanSettings(ways=3), find=find)
+    configs = configs_of(copied, written.family)
+    catalog = read_catalog({config.name: config for config in configs.values()})
+    assert catalog.problems == []
+    family = catalog.families[written.family].family
+    assert family.way_buckets == (1, 2, 4)
+    assert family.graphs == {GraphRole(role) for role in configs}
 
 
 def test_more_ways_than_the_family_takes_are_refused():
