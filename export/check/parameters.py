@@ -59,7 +59,9 @@ _RULES: Final[Mapping[str, tuple[Callable[[str], bool], str]]] = {
     "input_size": (_matches(r"native|[1-9][0-9]*x[1-9][0-9]*"), "HxW or native"),
     "input_dtype": (_one_of("uint8", "uint16_8.8"), "uint8 or uint16_8.8"),
     "image_resize": (_one_of("pil_bilinear", "none"), "pil_bilinear or none"),
-    "mask_resize": (_one_of("pil_nearest", "none"), "pil_nearest or none"),
+    "mask_resize": (
+        _one_of("pil_nearest", "torch_nearest", "none"), "pil_nearest, torch_nearest or none",
+    ),
     "class_handling": (_one_of("multiway", "binary"), "multiway or binary"),
     "needs_background": (_one_of("true", "false"), "true or false"),
     "void": (_one_of("background", "unknown"), "background or unknown"),

@@ -44,6 +44,8 @@ class MaskResize(StrEnum):
 
     #: Pillow's nearest: source index floor((i + 0.5) * in / out).
     PIL_NEAREST = "pil_nearest"
+    #: Torch's "nearest": source index floor(i * in / out), the product in float32.
+    TORCH_NEAREST = "torch_nearest"
     NONE = "none"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, TypeVar
 
@@ -175,12 +175,13 @@ def _nearest(pixels: NDArray[_T], plane: Size, family: ModelFamily) -> NDArray[_
     height, width = pixels.shape
     if (height, width) == (plane.height, plane.width):
         return pixels
-    if family.mask_resize is not MaskResize.PIL_NEAREST:
+    indices = _INDICES.get(family.mask_resize)
+    if indices is None:
         raise RepositoryError(
             "MASK_RESIZE_MISSING",
             f"Family {family.name} has an input size but no rule to resize masks to it.",
         )
-    rows, columns = nearest_indices(height, plane.height), nearest_indices(width, plane.width)
+    rows, columns = indices(height, plane.height), indices(width, plane.width)
     return pixels[rows[:, None], columns]
 
 
@@ -195,3 +196,28 @@ def nearest_indices(length: int, target: int) -> NDArray[np.int32]:
     picked: NDArray[np.int32] = np.array(axis.resize((target, 1), Image.Resampling.NEAREST))[0]
     picked.flags.writeable = False
     return picked
+
+
+@lru_cache(maxsize=256)
+def torch_nearest_indices(length: int, target: int) -> NDArray[np.int32]:
+    """Indices that ``torch.nn.functional.interpolate(mode="nearest")`` picks along an axis.
+
+    That is floor(i * length / target). Torch multiplies by a step of 32 bits, whose rounding
+    decides where the product is a whole number; a target of twice the length is exact there.
+    """
+    places = np.arange(target)
+    if target == 2 * length:
+        picked = (places // 2).astype(np.int32)
+    else:
+        step = np.float32(length) / np.float32(target)
+        products = np.floor(places.astype(np.float32) * step)
+        picked = np.minimum(products, length - 1).astype(np.int32)
+    picked.flags.writeable = False
+    return picked
+
+
+#: The rules that can be told by one axis.
+_INDICES: Final[Mapping[MaskResize, Callable[[int, int], NDArray[np.int32]]]] = {
+    MaskResize.PIL_NEAREST: nearest_indices,
+    MaskResize.TORCH_NEAREST: torch_nearest_indices,
+}

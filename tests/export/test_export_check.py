@@ -156,7 +156,7 @@ def reshape(config):
         (warm_up_with_an_open_extent, "model_warmup 'sample': 'planes' is TYPE_FP32 [-1, 32, 32]"),
         (warm_up_half, "model_warmup 'sample': has no input 'planes'"),
         (warm_up_half, "model_warmup 'sample': batch_size must be 1 to max_batch_size"),
-        (take_another_backend, "backend must be onnxruntime, not 'pytorch'"),
+        (take_another_backend, "backend must be onnxruntime or tensorrt, not 'pytorch'"),
         (serve_another_version, "there is no version folder"),
         (reshape, "output 'prototypes' has a reshape"),
     ],

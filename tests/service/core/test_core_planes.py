@@ -5,14 +5,22 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from core_family import multiway
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn import functional
 
 from service.core.errors import RepositoryError
 from service.core.family import MaskResize
-from service.core.planes import UNLABELLED, VOID, label_plane, nearest_indices
+from service.core.planes import (
+    UNLABELLED,
+    VOID,
+    label_plane,
+    nearest_indices,
+    torch_nearest_indices,
+)
 from service.core.run_lengths import encode_run_lengths
 from service.core.types import (
     BACKGROUND,
@@ -302,6 +310,23 @@ def test_pillow_s_nearest_is_the_formula_of_the_contract() -> None:
     for length, target in ((500, 417), (375, 417), (7, 3), (3, 7), (640, 33)):
         formula = ((2 * np.arange(target) + 1) * length) // (2 * target)
         np.testing.assert_array_equal(nearest_indices(length, target), formula)
+
+
+def test_torch_s_nearest_is_torch_s() -> None:
+    lengths = [(length, target) for length in range(1, 70) for target in (1, 7, 53, 126, 400)]
+    for length, target in (*lengths, (500, 400), (375, 400), (640, 480), (333, 480), (1023, 97)):
+        axis = torch.arange(length, dtype=torch.float32)[None, None]
+        picked = functional.interpolate(axis, size=target, mode="nearest")[0, 0]
+        np.testing.assert_array_equal(torch_nearest_indices(length, target), picked.numpy())
+
+
+def test_dense_masks_are_resized_by_the_rule_of_the_family() -> None:
+    pixels = np.arange(6, dtype=np.uint8)[None] % 2
+    annotation = Annotation((Mark(encode_run_lengths(pixels), "cup"),), True, ("cup",))
+    for rule, expected in ((MaskResize.PIL_NEAREST, [1, 0]), (MaskResize.TORCH_NEAREST, [0, 1])):
+        family = multiway(mask_resize=rule)
+        labels = label_plane(annotation, Size(1, 6), Size(1, 2), CLASSES, family)
+        assert labels.tolist() == [expected]
 
 
 def test_zero_can_stand_for_a_class() -> None:
