@@ -1,15 +1,11 @@
 import asyncio
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
-from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 import pytest
@@ -19,9 +15,8 @@ from fewseg.v1 import model_service_pb2_grpc as models_grpc
 from fewseg.v1 import task_service_pb2_grpc as tasks_grpc
 from service.config import Settings
 from service.main import main, serve
+from tests.helpers.server_process import command, environment, lines_until, serving
 from tests.helpers.tiny_repository import write_tiny_repository
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -29,45 +24,6 @@ def repository(tmp_path):
     root = tmp_path / "models"
     write_tiny_repository(root)
     return root
-
-
-def command(repository, *arguments):
-    return [
-        *(sys.executable, "-m", "service.main", "--repository", str(repository)),
-        *("--port", "0", "--metrics-port", "0", *arguments),
-    ]
-
-
-def environment():
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FEWSEG_")}
-    return {**kept, "PYTHONPATH": str(ROOT)}
-
-
-@contextmanager
-def serving(repository, *arguments):
-    """A server process, and what it said when it was ready."""
-    process = subprocess.Popen(
-        command(repository, *arguments),
-        cwd=repository.parent,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process, lines_until(process, "serving")
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def lines_until(process, event):
-    """Reads the log up to an event, and returns its line."""
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if json.loads(line)["event"] == event:
-            return json.loads(line)
-    raise AssertionError("".join(seen))
 
 
 def list_models(port):

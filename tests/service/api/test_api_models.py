@@ -4,8 +4,14 @@ import asyncio
 
 import grpc
 import pytest
+from google.protobuf import json_format
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 
 from fewseg.v1 import model_service_pb2 as models
 from fewseg.v1 import task_service_pb2 as tasks
@@ -104,3 +110,34 @@ async def test_stopping_lets_a_running_call_finish_and_does_not_wait_for_watcher
         assert (await call).mask.png
         async with asyncio.timeout(10):
             await stopping
+
+
+def call_by_reflection(target, service, method, fields):
+    """One call by somebody who has no .proto file: all types come from the server."""
+    with grpc.insecure_channel(target) as channel:
+        pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+        described = pool.FindServiceByName(service).FindMethodByName(method)
+        request = GetMessageClass(described.input_type)()
+        json_format.ParseDict(fields, request, descriptor_pool=pool)
+        call = channel.unary_unary(
+            f"/{service}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=GetMessageClass(described.output_type).FromString,
+        )
+        return json_format.MessageToDict(call(request, timeout=10))
+
+
+async def test_a_first_call_needs_nothing_but_reflection(live):
+    def call(*arguments):
+        return asyncio.to_thread(
+            call_by_reflection, f"unix:{live.settings.unix_socket}", *arguments
+        )
+
+    info = await call("fewseg.v1.ModelService", "GetServerInfo", {})
+    assert info["apiVersion"] == "v1"
+    registration = json_format.MessageToDict(register_request())
+    registered = await call("fewseg.v1.TaskService", "RegisterTask", registration)
+    assert registered["task"]["name"] == "tenants/default/tasks/reds"
+    query = json_format.MessageToDict(segment_request())
+    answer = await call("fewseg.v1.SegmentationService", "Segment", query)
+    assert int(answer["classes"][0]["area"]) > 0
