@@ -79,6 +79,11 @@ class TensorSpec:
         return tuple(lengths[Free(dim)] if dim < 0 else dim for dim in self.dims)
 
 
+EXTENT = TensorSpec("extent", (2,))
+"""Rows and columns of the network's input that the image covers: an input that any graph may have
+but `features`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Graph:
     """One graph of a family, still in torch.
@@ -278,7 +283,12 @@ class Family:
             "fewseg.digest": self.digest,
             "fewseg.created": created,
             "fewseg.provenance": json.dumps({**self.settings, **self.provenance}, sort_keys=True),
+            **self._extent(),
         }
+
+    def _extent(self) -> dict[str, str]:
+        roles = sorted(graph.role for graph in self.graphs if EXTENT in graph.inputs)
+        return {"fewseg.extent": ",".join(roles)} if roles else {}
 
 
 def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -82,6 +82,9 @@ _RULES: Final[Mapping[str, tuple[Callable[[str], bool], str]]] = {
 
 #: As above, for keys that may be left out; they belong to a native input size.
 _OPTIONAL: Final = ("min_side", "max_pixels")
+
+#: Roles that ``extent`` may name.
+EXTENT_ROLES: Final = ("decode", "guide", "query_features")
 _POSITIVE: Final = re.compile(r"[1-9][0-9]*")
 
 
@@ -124,6 +127,9 @@ def _check_coherence(values: Mapping[str, str]) -> Iterator[str]:
     for key in _OPTIONAL:
         if key in values and not (native and _POSITIVE.fullmatch(values[key])):
             yield f"config.pbtxt: {PREFIX}{key} must be a positive integer, of a native input only"
+    extent = values.get("extent", "decode").split(",")
+    if extent != sorted(set(extent) & set(EXTENT_ROLES)):
+        yield f"config.pbtxt: {PREFIX}extent must be sorted, of {', '.join(EXTENT_ROLES)}"
     multiway = values["class_handling"] == "multiway"
     for key, value in (("decision", "argmax"), ("score", "softmax")):
         if multiway != (values[key] == value):

@@ -14,7 +14,13 @@ from google.protobuf import text_format
 from export.check.accelerators import check_accelerators
 from export.check.ensembles import check_ensemble
 from export.check.models import check_model
-from export.check.parameters import ENSEMBLES, ROLES, check_parameters, parameters_of
+from export.check.parameters import (
+    ENSEMBLES,
+    EXTENT_ROLES,
+    ROLES,
+    check_parameters,
+    parameters_of,
+)
 from export.configs import from_text
 from export.errors import RepositoryWriteError
 from export.repository import CONFIG_FILE
@@ -106,6 +112,21 @@ def _check_family(name: str, models: Mapping[str, Any]) -> Iterator[str]:
         if config.HasField("ensemble_scheduling"):
             yield from (f"{model}/{problem}" for problem in check_ensemble(config, models))
     yield from _check_guidance(name, models, values[first].get("guidance", ""))
+    yield from _check_extent(name, models, values[first].get("extent", ""))
+
+
+def _check_extent(name: str, models: Mapping[str, Any], roles: str) -> Iterator[str]:
+    """Yields graphs that have ``extent`` and are not named, or the other way round."""
+    for role in EXTENT_ROLES:
+        config = models.get(f"{name}_{role}")
+        if config is None:
+            continue
+        found = [tuple(tensor.dims) for tensor in config.input if tensor.name == "extent"]
+        if found != ([(2,)] if role in roles.split(",") else []):
+            yield (
+                f"{config.name}/{CONFIG_FILE}: must have an input 'extent' of dims [2] if "
+                f"fewseg.extent names {role}, and only then"
+            )
 
 
 def _check_guidance(name: str, models: Mapping[str, Any], text: str) -> Iterator[str]:

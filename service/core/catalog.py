@@ -19,6 +19,7 @@ from service.core.errors import (
 from service.core.family import GraphRole, InputDtype, ModelFamily
 from service.core.merging import cut_shot, merge_shots, pad_guidance, pad_ways
 from service.core.ports import Discovery, Engine
+from service.core.resize import extent_input
 from service.core.types import Size, TaskHeader
 
 _log = logging.getLogger(__name__)
@@ -234,15 +235,20 @@ async def probe(engine: Engine, family: ModelFamily) -> None:
     planes[:, 0, size.height // 2 :] = 1.0
     name = family.name
     features = await engine.run(name, GraphRole.FEATURES, {"image": image})
+    padded = pad_ways(planes, 1, family)
     shot = await engine.run(
-        name, GraphRole.GUIDE, {**features, "planes": pad_ways(planes, 1, family)}
+        name,
+        GraphRole.GUIDE,
+        {**features, "planes": padded, **extent_input(family, GraphRole.GUIDE, size)},
     )
     merged = merge_shots(family, [cut_shot(family, shot, ways=1)])
     query = features
     if GraphRole.QUERY_FEATURES in family.graphs:
-        query = await engine.run(name, GraphRole.QUERY_FEATURES, features)
+        role = GraphRole.QUERY_FEATURES
+        query = await engine.run(name, role, {**features, **extent_input(family, role, size)})
     guidance = pad_guidance(family, merged, ways=1)
-    answer = await engine.run(name, GraphRole.DECODE, {**query, **guidance})
+    inputs = {**query, **guidance, **extent_input(family, GraphRole.DECODE, size)}
+    answer = await engine.run(name, GraphRole.DECODE, inputs)
     logits = answer.get("logits")
     planes_promised = family.background_planes + 1
     if logits is None or logits.ndim != 5 or logits.shape[1] < planes_promised:

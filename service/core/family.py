@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from service.core.types import Size
 
@@ -206,6 +207,7 @@ class ModelFamily:
         provenance: For people.
         min_side: Fewest rows and columns of an image that goes in at its own size.
         max_pixels: Most pixels of such an image; None for as many as the server takes.
+        extent_roles: Graphs that are told which part of the input the image covers.
     """
 
     name: str
@@ -232,6 +234,7 @@ class ModelFamily:
     provenance: Mapping[str, str] = field(default_factory=dict)
     min_side: int = 1
     max_pixels: int | None = None
+    extent_roles: frozenset[GraphRole] = frozenset()
 
     @property
     def background_planes(self) -> int:
@@ -241,3 +244,18 @@ class ModelFamily:
     def network_size(self, image: Size) -> Size:
         """Size of the network's input for an image of that size."""
         return self.input_size or image
+
+    def extent(self, image: Size) -> Size:
+        """Rows and columns of the network's input, from the top left, that an image covers."""
+        return self.network_size(image)
+
+    def takes_extent(self, role: GraphRole) -> bool:
+        """Whether a graph, or a step of an ensemble, has the input ``extent``."""
+        return not self.extent_roles.isdisjoint(_STEPS.get(role, (role,)))
+
+
+#: The steps of the ensembles that can take more than the step before them makes.
+_STEPS: Final[Mapping[GraphRole, tuple[GraphRole, ...]]] = {
+    GraphRole.SUPPORT_ENCODER: (GraphRole.GUIDE,),
+    GraphRole.QUERY_DECODER: (GraphRole.QUERY_FEATURES, GraphRole.DECODE),
+}

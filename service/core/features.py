@@ -15,9 +15,9 @@ from service.core.calls import Call
 from service.core.family import FeatureReuse, GraphRole, ModelFamily
 from service.core.images import upright
 from service.core.ports import Engine
-from service.core.resize import check_size, picture_to_network
+from service.core.resize import check_size, extent_input, picture_to_network
 from service.core.timing import Stage
-from service.core.types import SourceImage
+from service.core.types import Size, SourceImage
 from service.core.workers import CodecWorkers
 
 #: Fetches an image when its feature maps are not at hand.
@@ -112,17 +112,32 @@ class ImageFeatures:
         return maps.tensors, reused
 
     async def of_query(
-        self, family: ModelFamily, digest: str, load: ImageLoader, call: Call
+        self, family: ModelFamily, digest: str, size: Size, load: ImageLoader, call: Call
     ) -> tuple[dict[str, NDArray[Any]], bool]:
-        """Feature maps for ``decode``, and whether they were at hand."""
+        """Inputs of ``decode`` that follow from the image, and whether they were at hand.
+
+        Args:
+            family: By which networks.
+            digest: Of the image.
+            size: Of the image.
+            load: Fetches it.
+            call: Gets the stages.
+        """
+        maps, reused = await self._query_maps(family, digest, size, load, call)
+        return {**maps, **extent_input(family, GraphRole.DECODE, size)}, reused
+
+    async def _query_maps(
+        self, family: ModelFamily, digest: str, size: Size, load: ImageLoader, call: Call
+    ) -> tuple[dict[str, NDArray[Any]], bool]:
         if GraphRole.QUERY_FEATURES not in family.graphs:
             return await self.of_support(family, digest, load, call)
         key = FeatureKey(family.name, digest, GraphRole.QUERY_FEATURES)
 
         async def build() -> FeatureMaps:
             features, _ = await self.of_support(family, digest, load, call)
+            inputs = {**features, **extent_input(family, GraphRole.QUERY_FEATURES, size)}
             with call.clock.measure(Stage.FEATURES):
-                tensors = await self._engine.run(family.name, GraphRole.QUERY_FEATURES, features)
+                tensors = await self._engine.run(family.name, GraphRole.QUERY_FEATURES, inputs)
             return _weighed(tensors)
 
         maps, reused = await self._cache.get(key, build)

@@ -21,6 +21,7 @@ from service.core.features import ImageFeatures
 from service.core.merging import cut_shot, merge_shots, pad_guidance, pad_ways
 from service.core.planes import inferred_background, label_plane, planes
 from service.core.ports import Engine, GuidanceHandle, Store
+from service.core.resize import extent_input
 from service.core.timing import Stage
 from service.core.types import (
     BACKGROUND,
@@ -189,9 +190,10 @@ class GuidanceBuilder:
             with call.clock.measure(Stage.RASTERISE):
                 marked = await self._workers.run(_mark, support, header.classes, family, inferred)
             padded = pad_ways(marked.planes[None], len(header.classes), family)
+            extent = extent_input(family, GraphRole.GUIDE, support.image_size)
             with call.clock.measure(Stage.GUIDE):
                 outputs = await self._engine.run(
-                    family.name, GraphRole.GUIDE, {**features, "planes": padded}
+                    family.name, GraphRole.GUIDE, {**features, "planes": padded, **extent}
                 )
             tensors = cut_shot(family, outputs, len(header.classes))
             nbytes = sum(tensor.nbytes for tensor in tensors.values())

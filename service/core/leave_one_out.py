@@ -123,7 +123,9 @@ class LeaveOneOut:
         async def load() -> SourceImage:
             return await self._store.get_image(header.name.tenant, support.image_digest)
 
-        query, _ = await self._features.of_query(family, support.image_digest, load, call)
+        query, _ = await self._features.of_query(
+            family, support.image_digest, support.image_size, load, call
+        )
         guidance = pad_guidance(
             family,
             await self._builder.merge(family, others, call),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.core.errors import InvalidArgumentError, OutOfLimitsError
-from service.core.family import ImageResize, InputDtype, ModelFamily
+from service.core.family import GraphRole, ImageResize, InputDtype, ModelFamily
 from service.core.types import Size
 
 
@@ -59,3 +59,22 @@ def picture_to_network(picture: Image.Image, family: ModelFamily) -> NDArray[Any
     if family.input_dtype is InputDtype.UINT16_FIXED:
         return resized.astype(np.uint16) << 8
     return np.ascontiguousarray(resized)
+
+
+def extent_input(
+    family: ModelFamily, role: GraphRole, image: Size
+) -> dict[str, NDArray[np.float32]]:
+    """The tensor ``extent`` [1, 2] for an image of that size: the rows and columns that it covers.
+
+    Args:
+        family: Whose network it is for.
+        role: The graph or ensemble that is to be run.
+        image: Size of the image that the graph works on.
+
+    Returns:
+        The tensor by name; nothing where the graph does not take it.
+    """
+    if not family.takes_extent(role):
+        return {}
+    covered = family.extent(image)
+    return {"extent": np.array([[covered.height, covered.width]], dtype=np.float32)}

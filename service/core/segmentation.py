@@ -27,6 +27,7 @@ from service.core.limits import Limits
 from service.core.output_limits import check_given_size, check_output
 from service.core.ports import Store, Telemetry
 from service.core.refusals import support_not_found
+from service.core.resize import extent_input
 from service.core.timing import Stage
 from service.core.types import (
     ClassResult,
@@ -277,9 +278,12 @@ class Segmenter:
     ) -> tuple[GraphRole, dict[str, NDArray[Any]], bool]:
         if not self._features.worth_keeping(family, image.digest):
             pixels = await self._features.network_image(family, await image.load(), call)
-            return GraphRole.QUERY_DECODER, {"image": pixels}, False
-        maps, reused = await self._features.of_query(family, image.digest, image.load, call)
-        return GraphRole.DECODE, dict(maps), reused
+            role = GraphRole.QUERY_DECODER
+            return role, {"image": pixels, **extent_input(family, role, image.size)}, False
+        inputs, reused = await self._features.of_query(
+            family, image.digest, image.size, image.load, call
+        )
+        return GraphRole.DECODE, inputs, reused
 
     def _output_size(self, family: ModelFamily, image: Size, options: OutputOptions) -> Size:
         if isinstance(options.size, Size):

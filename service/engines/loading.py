@@ -129,12 +129,13 @@ def _rehearse(models: FamilyModels, graphs: Mapping[GraphRole, Graph]) -> None:
     planes = np.zeros((1, 2, size.height, size.width), np.float32)
     planes[:, 1, : (size.height + 1) // 2] = 1.0
     planes[:, 0] = 1.0 - planes[:, 1]
-    guidance = _run(graphs[GraphRole.GUIDE], {**features, "planes": planes})
+    extent = {"extent": np.array([[size.height, size.width]], np.float32)}
+    guidance = _run(graphs[GraphRole.GUIDE], {**features, "planes": planes, **extent})
     query = features
     if GraphRole.QUERY_FEATURES in graphs:
-        query = _run(graphs[GraphRole.QUERY_FEATURES], features)
+        query = _run(graphs[GraphRole.QUERY_FEATURES], {**features, **extent})
     decode = graphs[GraphRole.DECODE]
-    logits = _run(decode, {**query, **_as_task(family, guidance)}).get("logits")
+    logits = _run(decode, {**query, **_as_task(family, guidance), **extent}).get("logits")
     planes_out = family.background_planes + 1
     if logits is None or logits.ndim != 5 or logits.shape[:2] != (1, planes_out):
         _fail(decode, f"must return logits [batch, {planes_out}, shots or 1, h, w] for one way")

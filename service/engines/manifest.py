@@ -47,6 +47,8 @@ _REQUIRED: Final = frozenset(
     }
 )
 _ENSEMBLES: Final = frozenset({GraphRole.SUPPORT_ENCODER, GraphRole.QUERY_DECODER})
+#: Those that may take ``extent``.
+_EXTENT_ROLES: Final = frozenset({GraphRole.QUERY_FEATURES, GraphRole.GUIDE, GraphRole.DECODE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,7 @@ def _read_family(
     for role, config in family_configs.items():
         _check_model(role, config)
     _check_guidance(family, family_configs)
+    _check_extent(family, family_configs)
     return FamilyModels(family, family_configs)
 
 
@@ -214,6 +217,19 @@ def _check_guidance(family: ModelFamily, configs: Mapping[GraphRole, ModelConfig
                 )
 
 
+def _check_extent(family: ModelFamily, configs: Mapping[GraphRole, ModelConfig]) -> None:
+    """Checks that those graphs take ``extent`` that ``fewseg.extent`` names, and no others."""
+    for role in sorted(_EXTENT_ROLES & configs.keys()):
+        config = configs[role]
+        dims = [list(tensor.dims) for tensor in config.input if tensor.name == "extent"]
+        if dims != ([[2]] if role in family.extent_roles else []):
+            raise RepositoryError(
+                "FAMILY_INCONSISTENT",
+                f"{config_path(config.name)}: must have an input 'extent' with dims [2] if "
+                f"{PREFIX}extent names {role.value}, and only then.",
+            )
+
+
 def _parse_family(read: Parameters) -> ModelFamily:
     """Reads all values that the models of a family share."""
     alias = read.matching("alias", _ALIAS, "1 to 40 lower-case letters, digits or -")
@@ -246,6 +262,7 @@ def _parse_family(read: Parameters) -> ModelFamily:
         provenance=read.strings("provenance"),
         min_side=read.positive("min_side") or 1,
         max_pixels=read.positive("max_pixels"),
+        extent_roles=_extent_roles(read),
     )
     _check_coherence(read, family)
     return family
@@ -276,6 +293,14 @@ def _graphs(read: Parameters) -> frozenset[GraphRole]:
     if GraphRole.MERGE in graphs:
         read.fail("graphs", "names merge; families with a merge graph cannot be served yet")
     return graphs
+
+
+def _extent_roles(read: Parameters) -> frozenset[GraphRole]:
+    roles = frozenset(read.choices("extent", GraphRole) if read.has("extent") else ())
+    if not roles <= _EXTENT_ROLES:
+        names = ", ".join(sorted(role.value for role in _EXTENT_ROLES))
+        read.fail("extent", f"must name some of {names}")
+    return roles
 
 
 def _guidance(read: Parameters) -> tuple[GuidanceTensor, ...]:

@@ -83,6 +83,10 @@ class Parameters:
         """Raises the error that ``key`` has a problem."""
         raise RepositoryError("CONFIG_INVALID", f"{self._file}: {PREFIX}{key} {problem}.")
 
+    def has(self, key: str) -> bool:
+        """Whether the key is there, for those that may be left out."""
+        return PREFIX + key in self._values
+
     def text(self, key: str) -> str:
         """A value that is not empty."""
         value = self._values.get(PREFIX + key, "")
@@ -149,7 +153,7 @@ class Parameters:
 
     def positive(self, key: str) -> int | None:
         """A positive integer, or None where the key may be left out and is."""
-        if PREFIX + key not in self._values:
+        if not self.has(key):
             return None
         return int(self.matching(key, _POSITIVE, "a positive integer"))
 

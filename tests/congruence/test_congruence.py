@@ -24,6 +24,7 @@ VARIANTS = {
     "binary": {"binary": True},
     "binary-stack": {"binary": True, "stack": True},
     "query-features": {"query_features": True},
+    "extent": {"query_features": True, "extent": True},
 }
 
 

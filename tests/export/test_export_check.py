@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 from tests.helpers.tiny_repository import read_config, write_tiny_repository
 from tests.helpers.triton import batch_dynamically
 
+RICH = {"stack": True, "query_features": True, "extent": True}
 GRAPHS = ("features", "query_features", "guide", "decode")
 
 
@@ -23,7 +24,7 @@ GRAPHS = ("features", "query_features", "guide", "decode")
 def sound(tmp_path_factory):
     """A repository with families of two kinds, in which nothing is wrong."""
     root = tmp_path_factory.mktemp("sound")
-    for alias, variant in (("plain", {}), ("rich", {"stack": True, "query_features": True})):
+    for alias, variant in (("plain", {}), ("rich", RICH)):
         family = write_tiny_repository(root, alias, **variant)
         for role in GRAPHS:
             if (root / f"{family}_{role}").is_dir():
@@ -244,6 +245,9 @@ def test_a_file_that_is_no_graph_is_named(repository, family):
         ("post_chain", json.dumps([{"op": "resize", "mode": "half_pixel", "target": "input"}])),
         ("post_chain", json.dumps([{"op": "twist", "target": "output"}])),
         ("max_pixels", "1000"),
+        ("extent", "decode"),
+        ("extent", "features"),
+        ("extent", "guide,decode"),
     ],
 )
 def test_a_wrong_parameter_is_named(repository, family, key, value):

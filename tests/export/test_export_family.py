@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -11,7 +12,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from export.configs import from_text, model_configs, to_text
 from export.errors import ExportError
-from export.family import digest_of_tensors
+from export.family import EXTENT, digest_of_tensors
 from export.prototype_family import prototype_family
 
 
@@ -73,6 +74,21 @@ def test_every_model_carries_all_parameters_and_differs_in_its_role_only(family)
     assert datetime.fromisoformat(shared["fewseg.created"]).tzinfo == UTC
     assert json.loads(shared["fewseg.guidance"])[0]["weight"] == "weights"
     assert json.loads(shared["fewseg.provenance"])["weights"] == "random"
+
+
+def test_a_family_names_the_graphs_that_take_the_extent(family):
+    assert "fewseg.extent" not in family.parameters("decode")
+    graphs = tuple(
+        graph if graph.role == "features" else replace(graph, inputs=(*graph.inputs, EXTENT))
+        for graph in family.graphs
+    )
+    told = replace(family, graphs=graphs)
+    assert told.parameters("features")["fewseg.extent"] == "decode,guide"
+    configs = model_configs(told)
+    for role, before in (("support_encoder", "planes"), ("query_decoder", "prototypes")):
+        assert [t.name for t in configs[role].input] == ["image", before, "extent"]
+        steps = configs[role].ensemble_scheduling.step
+        assert ["extent" in step.input_map for step in steps] == [False, True]
 
 
 def test_configs_survive_their_text(family):

@@ -30,6 +30,8 @@ _CONSTANTS = {
     "eps": np.array(1e-6, np.float32),
     "scale": np.array(20, np.float32),
     "floor": np.array(-40, np.float32),
+    "row_axes": np.array([1, 3], np.int64),
+    "column_axes": np.array([1, 2], np.int64),
     "scales": np.array([1, 1, STRIDE, STRIDE], np.float32),
 }
 
@@ -50,6 +52,7 @@ class TinyFamily:
     slow_decode: int
     way_buckets: tuple[int, ...]
     shot_buckets: tuple[int, ...]
+    extent: bool
 
     @property
     def digest(self) -> str:
@@ -68,6 +71,17 @@ class TinyFamily:
     def query_maps(self) -> str:
         """What decode takes of the query image."""
         return "query_maps" if self.query_features else "features"
+
+    @property
+    def extent_roles(self) -> list[str]:
+        """The graphs that take ``extent``, sorted."""
+        if not self.extent:
+            return []
+        return ["decode", "guide", *(["query_features"] if self.query_features else [])]
+
+    @property
+    def extent_input(self) -> str:
+        return ", float[N,2] extent" if self.extent else ""
 
 
 def _model(text: str, initializers: Mapping[str, np.ndarray]) -> onnx.ModelProto:
@@ -108,19 +122,45 @@ def features(family: TinyFamily) -> onnx.ModelProto:
 def query_features(family: TinyFamily) -> onnx.ModelProto:
     """Twice the features, which a cosine does not notice."""
     maps = f"float[N,{CHANNELS},{family.grid},{family.grid}]"
+    body, covered = _covered(family, "features", STRIDE)
     return _model(
-        f"query_features ({maps} features) => ({maps} query_maps) {{"
-        "query_maps = Add (features, features) }",
-        {},
+        f"query_features ({maps} features{family.extent_input}) => ({maps} query_maps) {{"
+        f"{body} query_maps = Add ({covered}, {covered}) }}",
+        {**_CONSTANTS, **_places(family.grid, STRIDE)},
     )
 
 
-_POOL = """
+def _places(length: int, step: int) -> dict[str, np.ndarray]:
+    return {"places": np.arange(length, dtype=np.float32)[None] * np.float32(step)}
+
+
+def _covered(family: TinyFamily, maps: str, step: int) -> tuple[str, str]:
+    """Lines that make ``maps`` zero where the image does not reach, and the name of the result."""
+    if not family.extent:
+        return "", maps
+    body = f"""
+    rows_covered, columns_covered = Split <axis = 1> (extent)
+    row_truth = Less (places, rows_covered)
+    column_truth = Less (places, columns_covered)
+    row_cover = Cast <to = 1> (row_truth)
+    column_cover = Cast <to = 1> (column_truth)
+    row_planes = Unsqueeze (row_cover, row_axes)
+    column_planes = Unsqueeze (column_cover, column_axes)
+    cover = Mul (row_planes, column_planes)
+    covered_maps = Mul ({maps}, cover)
+"""
+    return body, "covered_maps"
+
+
+def _pool(family: TinyFamily) -> str:
+    """Raised features ``cells`` [N, H * W, C] and planes ``flat_planes`` [N, P, H * W]."""
+    body, covered = _covered(family, "planes", 1)
+    return f"""{body}
     raised = Resize
         <mode = "linear", coordinate_transformation_mode = "half_pixel"> (features, , scales)
     flat_features = Reshape (raised, flat)
     cells = Transpose <perm = [0, 2, 1]> (flat_features)
-    flat_planes = Reshape (planes, flat)
+    flat_planes = Reshape ({covered}, flat)
 """
 
 
@@ -137,9 +177,10 @@ def _pooled(name: str, planes: str) -> str:
 def guide(family: TinyFamily) -> onnx.ModelProto:
     size, grid = family.size, family.grid
     inputs = f"float[N,{CHANNELS},{grid},{grid}] features, float[N,P,{size},{size}] planes"
+    inputs += family.extent_input
     if not family.binary:
         outputs = f"float[N,P,{CHANNELS}] prototypes"
-        body = _POOL + _pooled("prototypes", "flat_planes")
+        body = _pool(family) + _pooled("prototypes", "flat_planes")
         if not family.stack:
             outputs += ", float[N,P] weights"
             body += """
@@ -155,7 +196,7 @@ def guide(family: TinyFamily) -> onnx.ModelProto:
 """
     else:
         outputs = f"float[N,W,{CHANNELS}] foreground, float[N,W,{CHANNELS}] background"
-        body = _POOL + "way_planes = Slice (flat_planes, from_1, to_end, axis_1)\n"
+        body = _pool(family) + "way_planes = Slice (flat_planes, from_1, to_end, axis_1)\n"
         body += "all_planes = ReduceSum <keepdims = 1> (flat_planes, axis_1)\n"
         body += "other_planes = Sub (all_planes, way_planes)\n"
         body += _pooled("foreground", "way_planes") + _pooled("background", "other_planes")
@@ -166,7 +207,8 @@ def guide(family: TinyFamily) -> onnx.ModelProto:
     positive = Greater (peaks, zero)
     foreground_weights = Cast <to = 1> (positive)
 """
-    return _model(f"guide ({inputs}) => ({outputs}) {{ {body} }}", _CONSTANTS)
+    constants = {**_CONSTANTS, **_places(size, 1)}
+    return _model(f"guide ({inputs}) => ({outputs}) {{ {body} }}", constants)
 
 
 def _slow(rounds: int) -> str:
@@ -210,7 +252,8 @@ def decode(family: TinyFamily) -> onnx.ModelProto:
     grid = family.grid
     shots = "S," if family.stack else ""
     maps = f"float[N,{CHANNELS},{grid},{grid}] {family.query_maps}"
-    body = _unit_cells(family.query_maps)
+    body, covered = _covered(family, family.query_maps, STRIDE)
+    body += _unit_cells(covered)
     if family.binary:
         guidance = "".join(
             f", float[N,{shots}W,{CHANNELS}] {name}" for name in ("foreground", "background")
@@ -230,9 +273,11 @@ def decode(family: TinyFamily) -> onnx.ModelProto:
         logits = f"float[N,P,1,{grid},{grid}] logits"
     if family.stack:
         guidance += ", float[N,S] validity"
+    guidance += family.extent_input
     body += _slow(family.slow_decode)
     constants = {
         **_CONSTANTS,
+        **_places(grid, STRIDE),
         "maps": np.array([0, 0, 1, grid, grid], np.int64),
         "shot_maps": np.array([0, 0, 0, grid, grid], np.int64),
         "rounds": np.array(family.slow_decode, np.int64),

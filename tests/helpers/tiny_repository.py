@@ -41,6 +41,7 @@ def write_tiny_repository(
     slow_decode: int = 0,
     way_buckets: Sequence[int] = (1, 2, 4, 8),
     shot_buckets: Sequence[int] = (1, 2, 4, 8, 16),
+    extent: bool = False,
 ) -> str:
     """Adds one family to the repository at ``root``, which is made if need be.
 
@@ -64,6 +65,7 @@ def write_tiny_repository(
         slow_decode: Rounds of useless work in ``decode``; 1000 take about 2 ms.
         way_buckets: ``fewseg.way_buckets``.
         shot_buckets: ``fewseg.shot_buckets``.
+        extent: All graphs but ``features`` take ``extent``, and what lies outside is nothing.
 
     Returns:
         The family's name.
@@ -79,6 +81,7 @@ def write_tiny_repository(
         slow_decode,
         tuple(way_buckets),
         tuple(shot_buckets),
+        extent,
     )
     graphs = {"guide": tiny_graphs.guide(family), "decode": tiny_graphs.decode(family)}
     if query_features:
@@ -132,7 +135,9 @@ def _parameters(family: TinyFamily, role: str) -> dict[str, str]:
     if family.query_features:
         roles.append("query_features")
     margin = "any_shot" if family.stack else "margin"
+    extent = {"extent": ",".join(family.extent_roles)} if family.extent else {}
     return {
+        **extent,
         "schema": "1",
         "family": family.name,
         "alias": family.alias,

@@ -109,6 +109,18 @@ def test_a_native_family_with_a_deconvolution_is_read(tmp_path):
     )
 
 
+def test_a_family_names_the_graphs_that_take_the_extent(tmp_path):
+    name = write_tiny_repository(tmp_path, extent=True, query_features=True)
+    configs = {folder.name: read_config(folder) for folder in tmp_path.iterdir()}
+    family = read_catalog(configs).families[name].family
+    assert family.extent_roles == {GraphRole.DECODE, GraphRole.GUIDE, GraphRole.QUERY_FEATURES}
+    assert family.takes_extent(GraphRole.SUPPORT_ENCODER)
+    assert family.takes_extent(GraphRole.QUERY_DECODER)
+    assert not family.takes_extent(GraphRole.FEATURES)
+    set_everywhere(configs, "extent", "decode,query_features")
+    assert only_problem(configs).startswith(f"{name}_guide/config.pbtxt: must have an input")
+
+
 def test_a_native_family_may_bound_its_images(tmp_path):
     name = write_tiny_repository(tmp_path)
     configs = {folder.name: read_config(folder) for folder in tmp_path.iterdir()}
@@ -147,6 +159,8 @@ PROTOTYPES = {"name": "prototypes", "ways": "ways", "merge": "mean"}
         ("needs_background", "True", "true or false"),
         ("threshold", "nan", "decimal"),
         ("threshold", "1e999", "finite"),
+        ("extent", "features", "must name some of decode, guide, query_features"),
+        ("extent", "guide,decode", "sorted"),
         ("way_buckets", "1,1,2", "ascending"),
         ("way_buckets", "0,1", "ascending"),
         ("shot_buckets", "1,", "ascending"),
