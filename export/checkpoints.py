@@ -142,10 +142,20 @@ def read_network(build: Callable[[], Network], path: Path, *, wanted: str) -> Ne
     Raises:
         CheckpointError: The file cannot be read, or is something else.
     """
+    return fill_network(build, read_checkpoint(path), path=path, wanted=wanted)
+
+
+def fill_network(
+    build: Callable[[], Network], tensors: Tensors, *, path: Path, wanted: str
+) -> Network:
+    """Puts tensors that were read already into the network that they belong to.
+
+    For methods with several backbones, whose keys tell which one it is; see `read_network`.
+    """
     with torch.device("meta"):
         network = build()
-    tensors = require(read_checkpoint(path), network.state_dict(), path=path, wanted=wanted)
-    network.load_state_dict(tensors, assign=True)
+    state = require(tensors, network.state_dict(), path=path, wanted=wanted)
+    network.load_state_dict(state, assign=True)
     return network.eval()
 
 

@@ -83,10 +83,15 @@ class Bottleneck(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Computes float32 [batch, 4 planes, h, w] of [batch, inputs, H, W]."""
+        result: Tensor = self.relu(self.summed(maps))
+        return result
+
+    def summed(self, maps: Tensor) -> Tensor:
+        """Computes the sum of both branches, which `forward` rectifies."""
         shortcut = maps if self.downsample is None else self.downsample(maps)
         maps = self.relu(self.bn1(self.conv1(maps)))
         maps = self.relu(self.bn2(self.conv2(maps)))
-        result: Tensor = self.relu(self.bn3(self.conv3(maps)) + shortcut)
+        result: Tensor = self.bn3(self.conv3(maps)) + shortcut
         return result
 
 
@@ -190,3 +195,12 @@ def half_pixel_matrix(source: int, target: int) -> Tensor:
     # Beyond the last sample it is repeated.
     centres = torch.minimum(centres, torch.full_like(centres, source - 1))
     return (1.0 - (centres[:, None] - torch.arange(source)[None]).abs()).clamp(min=0.0)
+
+
+def corner_matrix(source: int, target: int) -> Tensor:
+    """Writes a bilinear resize of one axis, corners on corners, as float32 [target, source]."""
+    identity = torch.eye(source)[None, :, :, None]
+    resized = nn.functional.interpolate(
+        identity, size=(target, 1), mode="bilinear", align_corners=True
+    )
+    return resized[0, :, :, 0].T.contiguous()

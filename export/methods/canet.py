@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from export.methods.blocks import ImagenetInput, residual_stage
+from export.methods.blocks import ImagenetInput, corner_matrix, residual_stage
 
 CHANNELS = 256
 """Of phi, of z and of everything after them."""
@@ -268,15 +268,6 @@ class CanetShotsDecode(nn.Module):
         differences = torch.tanh(0.5 * margins) * shown[..., None, None]
         count = shown.sum(dim=1).clamp(min=1.0)[..., None, None]
         return (differences.sum(dim=1) / count).unsqueeze(2)
-
-
-def corner_matrix(source: int, target: int) -> Tensor:
-    """Writes a bilinear resize of one axis, corners on corners, as float32 [target, source]."""
-    identity = torch.eye(source)[None, :, :, None]
-    resized = nn.functional.interpolate(
-        identity, size=(target, 1), mode="bilinear", align_corners=True
-    )
-    return resized[0, :, :, 0].T.contiguous()
 
 
 def _activated(convolution: nn.Conv2d) -> nn.Sequential:

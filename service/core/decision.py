@@ -27,6 +27,8 @@ _BAND_BYTES: Final = 2 * 1024 * 1024
 _ONE_SHOT: Final = frozenset({Decision.ARGMAX, Decision.MARGIN})
 #: HSNet: the share of the image's highest vote that makes a pixel foreground.
 _VOTE_SHARE: Final = 0.5
+#: Margin of a shot that is padded or does not show the way; see docs/repository.md.
+_NO_SHOT: Final = -1e4
 
 _Floats = NDArray[np.float32]
 _Axes = tuple[Axis, Axis]
@@ -55,7 +57,7 @@ def decide(
     Returns:
         Labels and statistics. Several ways above their threshold: the one of the
         highest margin wins (``any_shot``: of its best shot; ``vote``: mean over
-        shots); ties go to the lower class. Scores and probabilities are those of
+        the shots that show it); ties go to the lower class. Scores and probabilities are those of
         that margin. Probabilities have the background's plane first if the
         family is multiway.
 
@@ -72,9 +74,9 @@ def decide(
     if probabilities:
         planes = family.background_planes + ways
         likely = np.empty((planes, height, width), dtype=np.float16)
-    highest = _highest_votes(margins, axes, family.threshold) if _votes(family) else None
+    poll = _Poll.of(margins, axes, family.threshold) if _votes(family) else None
     for rows, upsampled in _bands(margins, axes):
-        weighed = _weigh(upsampled, family, highest)
+        weighed = _weigh(upsampled, family, poll)
         best = weighed.elect(labels[rows])
         tally.add(rows, labels[rows], _winning_probability(best, weighed.margins, family.score))
         if likely is not None:
@@ -208,12 +210,39 @@ def _bands(margins: _Floats, axes: _Axes) -> Iterator[tuple[slice, _Floats]]:
         yield rows, upsampled.reshape(ways, shots, *upsampled.shape[1:])
 
 
-def _weigh(upsampled: _Floats, family: ModelFamily, highest: NDArray[np.int64] | None) -> _Weighed:
+@dataclass(frozen=True, slots=True)
+class _Poll:
+    """What a vote must know of the whole image.
+
+    Attributes:
+        highest: int64 [ways]: highest vote of each way, 1 at least (hsnet.md, section 7).
+        voters: float32 [ways, S, 1, 1]: 1 for shots that show the way, else 0.
+    """
+
+    highest: NDArray[np.int64]
+    voters: _Floats
+
+    @classmethod
+    def of(cls, margins: _Floats, axes: _Axes, threshold: float) -> _Poll:
+        """Counts votes on the network's grid's margins [ways, S, h, w], upsampled."""
+        voters = (margins.max(axis=(2, 3), keepdims=True) > _NO_SHOT / 2).astype(np.float32)
+        return cls(_highest_votes(margins, axes, threshold), voters)
+
+    def mean(self, upsampled: _Floats) -> _Floats:
+        """Mean margin [ways, rows, width] of the shots that show the way."""
+        counts = self.voters.sum(axis=1)
+        total: _Floats = (upsampled * self.voters).sum(axis=1)
+        total /= np.maximum(counts, 1)
+        total[counts[:, 0, 0] == 0] = _NO_SHOT
+        return total
+
+
+def _weigh(upsampled: _Floats, family: ModelFamily, poll: _Poll | None) -> _Weighed:
     """Shots to one margin per way, by the family's decision."""
-    if highest is not None:
-        mean = upsampled.mean(axis=1)
+    if poll is not None:
+        mean = poll.mean(upsampled)
         votes = np.count_nonzero(upsampled > family.threshold, axis=1)
-        elected = votes >= _VOTE_SHARE * highest[:, None, None]
+        elected = votes >= _VOTE_SHARE * poll.highest[:, None, None]
         return _Weighed(mean, np.where(elected, mean, np.float32(-np.inf)), -np.inf)
     margins = upsampled[:, 0] if upsampled.shape[1] == 1 else upsampled.max(axis=1)
     threshold = 0.0 if family.decision is Decision.ARGMAX else family.threshold

@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from export.methods.blocks import convolution_stage, half_pixel_matrix, planar, triangle
+from export.methods.blocks import (
+    convolution_stage,
+    corner_matrix,
+    half_pixel_matrix,
+    planar,
+    triangle,
+)
 
 
 @pytest.mark.parametrize(("source", "target"), [(17, 129), (63, 500), (5, 5), (1, 9), (40, 13)])
@@ -29,3 +35,12 @@ def test_planar_keeps_every_value_in_its_place():
     image = torch.arange(24, dtype=torch.uint8).reshape(1, 2, 4, 3)
     assert planar(image)[0, 2, 1, 3] == image[0, 1, 3, 2]
     assert planar(image).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("source", "target"), [(129, 17), (17, 17), (9, 30)])
+def test_the_corner_matrix_is_torchs_resize(source, target):
+    mask = torch.rand(1, 1, source, 1)
+    wanted = torch.nn.functional.interpolate(
+        mask, size=(target, 1), mode="bilinear", align_corners=True
+    )
+    torch.testing.assert_close(corner_matrix(source, target) @ mask[0, 0], wanted[0, 0])

@@ -14,7 +14,6 @@ from export.methods.canet import (
     CanetNetwork,
     CanetQuery,
     CanetShotsDecode,
-    corner_matrix,
 )
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens" / "canet"
@@ -70,15 +69,6 @@ def test_files_of_other_networks_are_named(network, tmp_path):
     torch.save({key: value.half() for key, value in state.items()}, path)
     with pytest.raises(CheckpointError, match="half precision"):
         canet_checkpoint(path)
-
-
-@pytest.mark.parametrize(("source", "target"), [(129, 17), (17, 17), (9, 30)])
-def test_the_corner_matrix_is_torchs_resize(source, target):
-    mask = torch.rand(1, 1, source, 1)
-    wanted = torch.nn.functional.interpolate(
-        mask, size=(target, 1), mode="bilinear", align_corners=True
-    )
-    torch.testing.assert_close(corner_matrix(source, target) @ mask[0, 0], wanted[0, 0])
 
 
 def test_vectors_are_averages_under_soft_masks():

@@ -130,6 +130,20 @@ def test_ways_that_pass_the_vote_are_weighed_by_their_mean_margin() -> None:
     assert decided_row(logits, family, ways=2) == [2, 1, 2]
 
 
+def test_shots_that_do_not_show_a_way_neither_vote_nor_weigh() -> None:
+    family = binary(decision=Decision.VOTE)
+    absent = [-1e4, -1e4, -1e4]
+    logits = shots(
+        [[3, 2, -1], absent, [3, 2, -1], absent], [[1, 1, -1], [1, 5, -1], absent, absent]
+    )
+    assert decided_row(logits, family, ways=2) == [1, 2, 0]
+    axes = identity(1, 3)
+    mask = decide(logits, axes, family=family, ways=2, probabilities=True)
+    assert mask.probabilities is not None
+    expected = 1 / (1 + np.exp(-np.array([[3, 2, -1], [1, 3, -1]])))
+    np.testing.assert_allclose(mask.probabilities[:, 0], expected, atol=1e-3)
+
+
 FAMILIES = {
     "argmax": (multiway(), 1),
     "margin": (binary(), 1),
