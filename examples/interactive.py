@@ -38,7 +38,11 @@ def main() -> None:
 
             share = result.classes[0].area / result.mask.size
             background = "inferred" if result.background_inferred else "given"
-            print(f"click {number + 1}: {share:.0%} cat, background {background}, {took:.3f} s")
+            features = "reused" if result.reuse.features else "computed"
+            print(
+                f"click {number + 1}: {share:.0%} cat, background {background},"
+                f" features {features}, {took:.3f} s"
+            )
             overlay(cat, result).save(f"{options.output}-{number + 1}.png")
 
 
