@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from fewseg._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, EMBEDDED, TlsFiles
-from fewseg.cli import segmenting, serving, tasks
+from fewseg.cli import evaluating, segmenting, serving, tasks
 from fewseg.cli.session import Session, report_error
 from fewseg.errors import FewSegError
 
@@ -87,6 +87,7 @@ def _embedded_options(
 
 tasks.add_to(app)
 segmenting.add_to(app)
+evaluating.add_to(app)
 serving.add_to(app)
 
 

@@ -1,0 +1,21 @@
+"""Reads a served model on annotated data; docs/evaluation.md describes the protocols."""
+
+from fewseg.evaluation.marks import AnnotationRule, annotation_rule
+from fewseg.evaluation.protocols import Episode, every_query_once, random_episodes, read_model
+from fewseg.evaluation.sources import AnnotatedFolder, CocoFolder, Source, VocFolder
+from fewseg.evaluation.tally import Scores, Tally
+
+__all__ = [
+    "AnnotatedFolder",
+    "AnnotationRule",
+    "CocoFolder",
+    "Episode",
+    "Scores",
+    "Source",
+    "Tally",
+    "VocFolder",
+    "annotation_rule",
+    "every_query_once",
+    "random_episodes",
+    "read_model",
+]
