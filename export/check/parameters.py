@@ -58,9 +58,12 @@ _RULES: Final[Mapping[str, tuple[Callable[[str], bool], str]]] = {
     ),
     "input_size": (_matches(r"native|[1-9][0-9]*x[1-9][0-9]*"), "HxW or native"),
     "input_dtype": (_one_of("uint8", "uint16_8.8"), "uint8 or uint16_8.8"),
-    "image_resize": (_one_of("pil_bilinear", "none"), "pil_bilinear or none"),
+    "image_resize": (
+        _one_of("pil_bilinear", "cv2_letterbox", "none"), "pil_bilinear, cv2_letterbox or none",
+    ),
     "mask_resize": (
-        _one_of("pil_nearest", "torch_nearest", "none"), "pil_nearest, torch_nearest or none",
+        _one_of("pil_nearest", "torch_nearest", "cv2_letterbox_nearest", "none"),
+        "pil_nearest, torch_nearest, cv2_letterbox_nearest or none",
     ),
     "class_handling": (_one_of("multiway", "binary"), "multiway or binary"),
     "needs_background": (_one_of("true", "false"), "true or false"),
@@ -124,6 +127,7 @@ def _check_coherence(values: Mapping[str, str]) -> Iterator[str]:
     for key in ("image_resize", "mask_resize"):
         if native != (values[key] == "none"):
             yield f"config.pbtxt: {PREFIX}{key} must be none for a native input, and only for it"
+    yield from _check_letterbox(values)
     for key in _OPTIONAL:
         if key in values and not (native and _POSITIVE.fullmatch(values[key])):
             yield f"config.pbtxt: {PREFIX}{key} must be a positive integer, of a native input only"
@@ -134,6 +138,18 @@ def _check_coherence(values: Mapping[str, str]) -> Iterator[str]:
     for key, value in (("decision", "argmax"), ("score", "softmax")):
         if multiway != (values[key] == value):
             yield f"config.pbtxt: {PREFIX}{key} must be {value} for multiway, and only for it"
+
+
+def _check_letterbox(values: Mapping[str, str]) -> Iterator[str]:
+    letterboxed = values["image_resize"] == "cv2_letterbox"
+    if letterboxed != (values["mask_resize"] == "cv2_letterbox_nearest"):
+        yield f"config.pbtxt: {PREFIX}mask_resize must letterbox as {PREFIX}image_resize does"
+    if not letterboxed:
+        return
+    if len(set(values["input_size"].split("x"))) != 1:
+        yield f"config.pbtxt: {PREFIX}input_size must be a square for cv2_letterbox"
+    if values["input_dtype"] != "uint16_8.8":
+        yield f"config.pbtxt: {PREFIX}input_dtype must be uint16_8.8 for cv2_letterbox"
 
 
 def _check_list(text: str, check: Callable[[list[dict[str, Any]]], Iterator[str]]) -> Iterator[str]:

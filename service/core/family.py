@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from service.core.letterbox import letterboxed
 from service.core.types import Size
 
 
@@ -36,6 +37,8 @@ class ImageResize(StrEnum):
 
     #: Pillow's bilinear (triangle filter, antialiased when shrinking), aspect not kept.
     PIL_BILINEAR = "pil_bilinear"
+    #: OpenCV's INTER_LINEAR on floats, aspect kept, on the top left of a square black canvas.
+    CV2_LETTERBOX = "cv2_letterbox"
     #: The network takes the image's own size.
     NONE = "none"
 
@@ -47,6 +50,8 @@ class MaskResize(StrEnum):
     PIL_NEAREST = "pil_nearest"
     #: Torch's "nearest": source index floor(i * in / out), the product in float32.
     TORCH_NEAREST = "torch_nearest"
+    #: OpenCV's INTER_NEAREST, to the part of the canvas that the image covers.
+    CV2_LETTERBOX_NEAREST = "cv2_letterbox_nearest"
     NONE = "none"
 
 
@@ -247,6 +252,8 @@ class ModelFamily:
 
     def extent(self, image: Size) -> Size:
         """Rows and columns of the network's input, from the top left, that an image covers."""
+        if self.image_resize is ImageResize.CV2_LETTERBOX:
+            return letterboxed(image, self.network_size(image).height)
         return self.network_size(image)
 
     def takes_extent(self, role: GraphRole) -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from service.core.caches import ByteBudgetCache
@@ -19,7 +18,7 @@ from service.core.errors import FewSegError
 from service.core.family import GraphRole, ModelFamily
 from service.core.features import ImageFeatures
 from service.core.merging import cut_shot, merge_shots, pad_guidance, pad_ways
-from service.core.planes import inferred_background, label_plane, planes
+from service.core.planes import shot_planes
 from service.core.ports import Engine, GuidanceHandle, Store
 from service.core.resize import extent_input
 from service.core.timing import Stage
@@ -188,7 +187,9 @@ class GuidanceBuilder:
         async def build() -> ShotGuidance:
             features, _ = await self._features.of_support(family, support.image_digest, load, call)
             with call.clock.measure(Stage.RASTERISE):
-                marked = await self._workers.run(_mark, support, header.classes, family, inferred)
+                marked = await self._workers.run(
+                    shot_planes, support, header.classes, family, inferred
+                )
             padded = pad_ways(marked.planes[None], len(header.classes), family)
             extent = extent_input(family, GraphRole.GUIDE, support.image_size)
             with call.clock.measure(Stage.GUIDE):
@@ -346,32 +347,6 @@ class GuidanceBuilder:
     async def close(self) -> None:
         """Waits for handles that are being dropped."""
         await asyncio.gather(*self._dropping, return_exceptions=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Marked:
-    """Planes of one shot, and what they hold."""
-
-    planes: NDArray[np.float32]
-    ways: frozenset[int]
-    has_background: bool
-
-
-def _mark(support: Support, classes: Sequence[str], family: ModelFamily, inferred: bool) -> _Marked:
-    size = family.network_size(support.image_size)
-    labels = label_plane(support.annotation, support.image_size, size, classes, family)
-    shot_ways = ways_of(support.annotation.shot_classes, classes)
-    marked = planes(labels, len(classes), shot_ways, family)
-    has_background = bool(marked[0].any())
-    if inferred:
-        marked[0] = inferred_background(marked)
-    ways = frozenset(way for way in shot_ways if marked[way].any())
-    return _Marked(marked, ways, has_background)
-
-
-def ways_of(names: Collection[str], classes: Sequence[str]) -> frozenset[int]:
-    """Way numbers (from 1) of class names."""
-    return frozenset(way for way, name in enumerate(classes, 1) if name in names)
 
 
 def infers_background(family: ModelFamily, supports: Sequence[Support]) -> bool:

@@ -8,9 +8,9 @@ from service.core.calls import Call
 from service.core.deciding import MaskDecider
 from service.core.family import GraphRole, ModelFamily
 from service.core.features import ImageFeatures
-from service.core.guidance import GuidanceBuilder, ShotGuidance, ShotSet, ways_of
+from service.core.guidance import GuidanceBuilder, ShotGuidance, ShotSet
 from service.core.merging import pad_guidance
-from service.core.planes import agreement, label_plane
+from service.core.planes import agreement, label_plane, ways_of
 from service.core.ports import Store
 from service.core.timing import Stage
 from service.core.types import (
@@ -132,7 +132,7 @@ class LeaveOneOut:
             len(header.classes),
         )
         logits = await self._decider.logits(family, GraphRole.DECODE, {**query, **guidance}, call)
-        plane = family.network_size(support.image_size)
+        plane = family.extent(support.image_size)
         mask = await self._decider.decided(
             family, logits, len(header.classes), original=support.image_size, output=plane
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,11 @@ from PIL import Image
 from service.core.errors import RepositoryError
 from service.core.family import MaskResize, ModelFamily, VoidRule
 from service.core.index_masks import LARGEST_NUMBER, read_numbers
+from service.core.letterbox import cv2_nearest_indices
 from service.core.rasterise import paint
 from service.core.run_lengths import decode_run_lengths
 from service.core.stopping import checkpoint
-from service.core.types import BACKGROUND, Annotation, IndexMask, RunLengthMask, Size
+from service.core.types import BACKGROUND, Annotation, IndexMask, RunLengthMask, Size, Support
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -43,7 +45,7 @@ def label_plane(
     Args:
         annotation: Its marks are painted in order; later ones cover earlier ones.
         image: Size of the image.
-        plane: Size to paint at.
+        plane: Size to paint at: the part of the network's input that the image covers.
         classes: The task's classes; way i is ``classes[i - 1]``.
         family: Says how dense masks are resized.
 
@@ -99,6 +101,23 @@ def planes(
     return evidence
 
 
+def on_input(planes: NDArray[np.float32], family: ModelFamily) -> NDArray[np.float32]:
+    """Puts planes of the part of the network's input that an image covers on the whole input.
+
+    Args:
+        planes: float32 [1 + ways, h, w].
+        family: Whose input it is.
+
+    Returns:
+        float32 [1 + ways, H, W]: zero beside the image.
+    """
+    _, height, width = planes.shape
+    size = family.network_size(Size(height, width))
+    if size == Size(height, width):
+        return planes
+    return np.pad(planes, ((0, 0), (0, size.height - height), (0, size.width - width)))
+
+
 def inferred_background(planes: NDArray[np.float32]) -> NDArray[np.float32]:
     """Background evidence for a shot of a task that has none.
 
@@ -130,6 +149,51 @@ def inferred_background(planes: NDArray[np.float32]) -> NDArray[np.float32]:
     if not background.any():
         background[~positive] = 1
     return background
+
+
+@dataclass(frozen=True, slots=True)
+class ShotPlanes:
+    """The planes of one shot, and what they hold.
+
+    Attributes:
+        planes: float32 [1 + ways, H, W] on the network's input.
+        ways: Ways (from 1) with a positive pixel.
+        has_background: Whether the annotation labels background.
+    """
+
+    planes: NDArray[np.float32]
+    ways: frozenset[int]
+    has_background: bool
+
+
+def shot_planes(
+    support: Support, classes: Sequence[str], family: ModelFamily, inferred: bool
+) -> ShotPlanes:
+    """Turns a support's annotation into what ``guide`` takes.
+
+    Args:
+        support: Its annotation and the size of its image.
+        classes: The task's classes.
+        family: Whose network it is for.
+        inferred: Whether background is to be inferred from the positives.
+
+    Raises:
+        InvalidArgumentError, RepositoryError, StoppedError: See ``label_plane``.
+    """
+    extent = family.extent(support.image_size)
+    labels = label_plane(support.annotation, support.image_size, extent, classes, family)
+    shot_ways = ways_of(support.annotation.shot_classes, classes)
+    marked = planes(labels, len(classes), shot_ways, family)
+    has_background = bool(marked[0].any())
+    if inferred:
+        marked[0] = inferred_background(marked)
+    ways = frozenset(way for way in shot_ways if marked[way].any())
+    return ShotPlanes(on_input(marked, family), ways, has_background)
+
+
+def ways_of(names: Collection[str], classes: Sequence[str]) -> frozenset[int]:
+    """Way numbers (from 1) of class names."""
+    return frozenset(way for way, name in enumerate(classes, 1) if name in names)
 
 
 def agreement(prediction: NDArray[np.uint8], labels: NDArray[np.int16], way: int) -> float | None:
@@ -182,7 +246,8 @@ def _nearest(pixels: NDArray[_T], plane: Size, family: ModelFamily) -> NDArray[_
             f"Family {family.name} has an input size but no rule to resize masks to it.",
         )
     rows, columns = indices(height, plane.height), indices(width, plane.width)
-    return pixels[rows[:, None], columns]
+    resized: NDArray[_T] = pixels[rows[:, None], columns]
+    return resized
 
 
 @lru_cache(maxsize=256)
@@ -216,8 +281,9 @@ def torch_nearest_indices(length: int, target: int) -> NDArray[np.int32]:
     return picked
 
 
-#: The rules that can be told by one axis.
-_INDICES: Final[Mapping[MaskResize, Callable[[int, int], NDArray[np.int32]]]] = {
+#: What each rule picks on an axis, by its length and the target's.
+_INDICES: Final[Mapping[MaskResize, Callable[[int, int], NDArray[Any]]]] = {
     MaskResize.PIL_NEAREST: nearest_indices,
     MaskResize.TORCH_NEAREST: torch_nearest_indices,
+    MaskResize.CV2_LETTERBOX_NEAREST: cv2_nearest_indices,
 }

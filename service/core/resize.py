@@ -10,6 +10,7 @@ from PIL import Image
 
 from service.core.errors import InvalidArgumentError, OutOfLimitsError
 from service.core.family import GraphRole, ImageResize, InputDtype, ModelFamily
+from service.core.letterbox import letterbox
 from service.core.types import Size
 
 
@@ -52,6 +53,8 @@ def to_network(pixels: NDArray[np.uint8], family: ModelFamily) -> NDArray[Any]:
 def picture_to_network(picture: Image.Image, family: ModelFamily) -> NDArray[Any]:
     """As ``to_network``, for pixels that Pillow holds (mode RGB), which spares copies of them."""
     image = Size(picture.height, picture.width)
+    if family.image_resize is ImageResize.CV2_LETTERBOX:
+        return letterbox(np.asarray(picture), family.network_size(image).height)
     target = family.network_size(image)
     if family.image_resize is ImageResize.PIL_BILINEAR and target != image:
         picture = picture.resize((target.width, target.height), Image.Resampling.BILINEAR)

@@ -289,7 +289,7 @@ class Segmenter:
         if isinstance(options.size, Size):
             check_given_size(options.size, self._limits)
             return options.size
-        return family.network_size(image) if options.size == "network" else image
+        return family.extent(image) if options.size == "network" else image
 
 
 class StreamSession:

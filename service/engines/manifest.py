@@ -275,6 +275,10 @@ def _check_coherence(read: Parameters, family: ModelFamily) -> None:
         read.fail("image_resize", "must be none for a native input size, and only for it")
     if native != (family.mask_resize is MaskResize.NONE):
         read.fail("mask_resize", "must be none for a native input size, and only for it")
+    if family.image_resize is ImageResize.CV2_LETTERBOX:
+        _check_letterbox(read, family)
+    elif family.mask_resize is MaskResize.CV2_LETTERBOX_NEAREST:
+        read.fail("mask_resize", "must go with image_resize cv2_letterbox")
     for key in ("min_side", "max_pixels"):
         if read.positive(key) is not None and not native:
             read.fail(key, "belongs to a native input size, and only to it")
@@ -283,6 +287,16 @@ def _check_coherence(read: Parameters, family: ModelFamily) -> None:
         read.fail("decision", "must be argmax for multiway classes, and only for them")
     if multiway != (family.score is ScoreMeaning.SOFTMAX):
         read.fail("score", "must be softmax for multiway classes, and only for them")
+
+
+def _check_letterbox(read: Parameters, family: ModelFamily) -> None:
+    size = family.input_size
+    if size is None or size.height != size.width:
+        read.fail("input_size", "must be a square for cv2_letterbox")
+    if family.input_dtype is not InputDtype.UINT16_FIXED:
+        read.fail("input_dtype", "must be uint16_8.8 for cv2_letterbox, which resizes floats")
+    if family.mask_resize is not MaskResize.CV2_LETTERBOX_NEAREST:
+        read.fail("mask_resize", "must be cv2_letterbox_nearest, as the image is letterboxed")
 
 
 def _graphs(read: Parameters) -> frozenset[GraphRole]:

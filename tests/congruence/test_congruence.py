@@ -25,6 +25,7 @@ VARIANTS = {
     "binary-stack": {"binary": True, "stack": True},
     "query-features": {"query_features": True},
     "extent": {"query_features": True, "extent": True},
+    "letterbox": {"letterbox": True},
 }
 
 

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.helpers.tiny_repository import read_config, write_tiny_repository
 from tests.helpers.triton import batch_dynamically
 
-RICH = {"stack": True, "query_features": True, "extent": True}
+RICH = {"stack": True, "query_features": True, "extent": True, "letterbox": True}
 GRAPHS = ("features", "query_features", "guide", "decode")
 
 
@@ -232,6 +232,8 @@ def test_a_file_that_is_no_graph_is_named(repository, family):
         ("created", "yesterday"),
         ("input_size", "32"),
         ("input_size", "native"),
+        ("image_resize", "cv2_letterbox"),
+        ("mask_resize", "cv2_letterbox_nearest"),
         ("decision", "margin"),
         ("decision", "dice"),
         ("threshold", "nan"),

@@ -53,6 +53,7 @@ class TinyFamily:
     way_buckets: tuple[int, ...]
     shot_buckets: tuple[int, ...]
     extent: bool
+    letterbox: bool
 
     @property
     def digest(self) -> str:
@@ -66,6 +67,11 @@ class TinyFamily:
     @property
     def grid(self) -> int:
         return self.size // STRIDE
+
+    @property
+    def pixels(self) -> str:
+        """Type of the image tensor."""
+        return "uint16" if self.letterbox else "uint8"
 
     @property
     def query_maps(self) -> str:
@@ -103,13 +109,14 @@ def features(family: TinyFamily) -> onnx.ModelProto:
     isometry = np.linalg.qr(random.normal(size=(CHANNELS, 4)))[0].astype(np.float32)
     # The constant keeps grey cells away from zero, where a cosine says nothing.
     constant = np.float32(0.25 + 0.05 * (family.seed % 4))
+    white = np.float32(255 * 256 if family.letterbox else 255)
     kernel = np.broadcast_to(
-        isometry[:, :3, None, None] / np.float32(255 * STRIDE**2), (CHANNELS, 3, STRIDE, STRIDE)
+        isometry[:, :3, None, None] / (white * STRIDE**2), (CHANNELS, 3, STRIDE, STRIDE)
     )
     bias = isometry @ np.array([-0.5, -0.5, -0.5, constant], np.float32)
     size, grid = family.size, family.grid
     return _model(
-        f"""features (uint8[N,{size},{size},3] image)
+        f"""features ({family.pixels}[N,{size},{size},3] image)
             => (float[N,{CHANNELS},{grid},{grid}] features) {{
           pixels = Cast <to = 1> (image)
           planar = Transpose <perm = [0, 3, 1, 2]> (pixels)

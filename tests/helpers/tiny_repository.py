@@ -25,6 +25,7 @@ CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 _TRITON_TYPES = {
     onnx.TensorProto.FLOAT: model_config_pb2.TYPE_FP32,
     onnx.TensorProto.UINT8: model_config_pb2.TYPE_UINT8,
+    onnx.TensorProto.UINT16: model_config_pb2.TYPE_UINT16,
 }
 
 
@@ -42,6 +43,7 @@ def write_tiny_repository(
     way_buckets: Sequence[int] = (1, 2, 4, 8),
     shot_buckets: Sequence[int] = (1, 2, 4, 8, 16),
     extent: bool = False,
+    letterbox: bool = False,
 ) -> str:
     """Adds one family to the repository at ``root``, which is made if need be.
 
@@ -66,6 +68,7 @@ def write_tiny_repository(
         way_buckets: ``fewseg.way_buckets``.
         shot_buckets: ``fewseg.shot_buckets``.
         extent: All graphs but ``features`` take ``extent``, and what lies outside is nothing.
+        letterbox: Images keep their aspect, and come as ``uint16_8.8``.
 
     Returns:
         The family's name.
@@ -82,6 +85,7 @@ def write_tiny_repository(
         tuple(way_buckets),
         tuple(shot_buckets),
         extent,
+        letterbox,
     )
     graphs = {"guide": tiny_graphs.guide(family), "decode": tiny_graphs.decode(family)}
     if query_features:
@@ -130,6 +134,31 @@ def _weighted(weight: str) -> dict[str, str]:
     return {"merge": "weighted_mean", "weight": weight}
 
 
+_STRETCHED = {
+    "input_dtype": "uint8",
+    "image_resize": "pil_bilinear",
+    "mask_resize": "pil_nearest",
+}
+_LETTERBOX = {
+    "input_dtype": "uint16_8.8",
+    "image_resize": "cv2_letterbox",
+    "mask_resize": "cv2_letterbox_nearest",
+}
+
+
+def _post_chain(family: TinyFamily) -> list[dict[str, str]]:
+    to_output = {"op": "resize", "mode": "half_pixel", "target": "output"}
+    if not family.letterbox:
+        return [{"op": "resize", "mode": "half_pixel", "target": "input"}, to_output]
+    resize = {"op": "resize", "mode": "align_corners"}
+    return [
+        {**resize, "target": "input"},
+        {**resize, "target": "longest_square"},
+        {"op": "crop", "target": "original"},
+        to_output,
+    ]
+
+
 def _parameters(family: TinyFamily, role: str) -> dict[str, str]:
     roles = ["features", "guide", "decode", "support_encoder", "query_decoder"]
     if family.query_features:
@@ -147,19 +176,12 @@ def _parameters(family: TinyFamily, role: str) -> dict[str, str]:
         "digest": family.digest,
         "created": family.created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "input_size": f"{family.size}x{family.size}",
-        "input_dtype": "uint8",
-        "image_resize": "pil_bilinear",
-        "mask_resize": "pil_nearest",
+        **(_LETTERBOX if family.letterbox else _STRETCHED),
         "class_handling": "binary" if family.binary else "multiway",
         "needs_background": "true",
         "void": "background",
         "guidance": json.dumps(_guidance(family)),
-        "post_chain": json.dumps(
-            [
-                {"op": "resize", "mode": "half_pixel", "target": "input"},
-                {"op": "resize", "mode": "half_pixel", "target": "output"},
-            ]
-        ),
+        "post_chain": json.dumps(_post_chain(family)),
         "decision": margin if family.binary else "argmax",
         "threshold": "0.0",
         "score": "sigmoid" if family.binary else "softmax",

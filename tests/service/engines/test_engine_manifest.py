@@ -154,6 +154,8 @@ PROTOTYPES = {"name": "prototypes", "ways": "ways", "merge": "mean"}
         ("input_size", "native", "fewseg.image_resize"),
         ("mask_resize", "none", "native"),
         ("input_dtype", "float32", "uint8, uint16_8.8"),
+        ("image_resize", "cv2_letterbox", "fewseg.input_dtype must be uint16_8.8"),
+        ("mask_resize", "cv2_letterbox_nearest", "must go with image_resize"),
         ("class_handling", "binary", "fewseg.decision"),
         ("score", "sigmoid", "softmax"),
         ("needs_background", "True", "true or false"),
