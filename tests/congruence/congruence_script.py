@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -116,18 +117,21 @@ async def carry_out(client: AsyncClient, model: str) -> Round:
         try:
             said[name] = await call
         except FewSegError as error:
-            said[name] = (error.code, error.reason, error.field)
+            said[name] = _told(error)
         return said[name]
 
-    task = f"{model}-task"
+    task, request = f"{model}-task", str(uuid.uuid5(uuid.NAMESPACE_OID, model))
     await step("server", client.server_info())
     await step("models", client.models())
-    first = await step(
-        "register",
-        client.register(
-            ["red", "blue"], [dense_support(), marked_support()], model=model, task_id=task
-        ),
-    )
+
+    def register() -> Any:
+        supports = [dense_support(), marked_support()]
+        return client.register(
+            ["red", "blue"], supports, model=model, task_id=task, request_id=request
+        )
+
+    first = await step("register", register())
+    await step("repeat the request", register())
     await step("register again", client.register(["red"], [marked_support()], task_id=task))
     await _segment(client, task, step)
     await step("add", client.add_supports(task, [Support(png(QUERIES[1]), _blue(), id="added")]))
@@ -155,10 +159,13 @@ async def _segment(client: AsyncClient, task: str, step: Any) -> None:
         await step(f"segment {number}", client.segment(task, png(image), probabilities=True))
     await step("segment as runs", client.segment(task, png(QUERIES[2]), format="rle"))
     await step("segment small", client.segment(task, png(QUERIES[2]), size="network"))
+    await step("segment raw", client.segment(task, png(QUERIES[2]), format="raw", size=(40, 56)))
     await step("segment a support", client.segment(task, support_id="dense"))
     images = [png(image) for image in QUERIES]
     await step("many", client.segment_many(task, images))
     await step("stream", _all(client.segment_stream(task, images, pinned=True)))
+    frames = [images[0], b"no image", images[1]]
+    await step("stream with a broken frame", _all(client.segment_stream(task, frames)))
 
 
 def _blue() -> IndexMask:
@@ -166,7 +173,11 @@ def _blue() -> IndexMask:
 
 
 async def _all(items: Any) -> list[Any]:
-    return [item async for item in items]
+    return [_told(item) if isinstance(item, FewSegError) else item async for item in items]
+
+
+def _told(error: FewSegError) -> tuple[str, str, str]:
+    return error.code, error.reason, error.field
 
 
 def compare(one: Any, other: Any, where: str = "") -> None:

@@ -177,9 +177,11 @@ async def test_wrong_inputs_are_refused_before_they_travel(tmp_path, serve_trito
     assert statistics(triton, f"{name}_features") == (0, 0)
 
 
-async def slow_engine_inputs(engine, name):
-    """Loads a family and returns what its slow ``decode`` takes."""
+async def slow_engine_inputs(engine, name, role=GraphRole.DECODE):
+    """Loads a family and returns what its slow ``decode``, or the ensemble over it, takes."""
     await engine.load(name)
+    if role is GraphRole.QUERY_DECODER:
+        return {"image": photograph(), "prototypes": prototypes()}
     features = await engine.run(name, GraphRole.FEATURES, {"image": photograph()})
     return {**features, "prototypes": prototypes()}
 
@@ -206,40 +208,48 @@ async def test_a_run_without_a_deadline_is_bounded_as_well(tmp_path, serve_trito
     assert caught.value.retry_after > 0
 
 
-async def test_a_deadline_reaches_the_queue_of_triton(tmp_path, serve_triton):
+#: A graph called by itself, and as the last step of an ensemble.
+CALLED = (GraphRole.DECODE, GraphRole.QUERY_DECODER)
+
+
+@pytest.fixture
+def one_at_a_time(tmp_path, serve_triton):
+    """A family whose slow ``decode`` runs one request while others wait, and its Triton."""
     name = write_tiny_repository(tmp_path, slow_decode=HALF_A_SECOND)
-    decode = f"{name}_decode"
-    batch_dynamically(tmp_path, decode)
-    triton = serve_triton(tmp_path)
+    batch_dynamically(tmp_path, f"{name}_decode")
+    return name, serve_triton(tmp_path)
+
+
+@pytest.mark.parametrize("role", CALLED)
+async def test_a_deadline_reaches_the_queue_of_triton(one_at_a_time, role):
+    name, triton = one_at_a_time
     async with triton_engine(triton) as engine:
-        inputs = await slow_engine_inputs(engine, name)
-        first = asyncio.create_task(engine.run(name, GraphRole.DECODE, inputs))
+        inputs = await slow_engine_inputs(engine, name, role)
+        first = asyncio.create_task(engine.run(name, role, inputs))
         await asyncio.sleep(0.1)
         with pytest.raises(DeadlineExceededError):
-            await engine.run(name, GraphRole.DECODE, inputs, deadline=time.monotonic() + 0.05)
+            await engine.run(name, role, inputs, deadline=time.monotonic() + 0.1)
         await first
         await asyncio.sleep(0.2)
     # The late one was taken out of the queue: nobody computed what nobody waits for.
-    assert statistics(triton, decode) == (1, 1)
+    assert statistics(triton, f"{name}_decode") == (1, 1)
 
 
-async def test_cancelling_a_run_takes_it_out_of_the_queue_of_triton(tmp_path, serve_triton):
-    name = write_tiny_repository(tmp_path, slow_decode=HALF_A_SECOND)
-    decode = f"{name}_decode"
-    batch_dynamically(tmp_path, decode)
-    triton = serve_triton(tmp_path)
+@pytest.mark.parametrize("role", CALLED)
+async def test_cancelling_a_run_takes_it_out_of_the_queue_of_triton(one_at_a_time, role):
+    name, triton = one_at_a_time
     async with triton_engine(triton) as engine:
-        inputs = await slow_engine_inputs(engine, name)
-        first = asyncio.create_task(engine.run(name, GraphRole.DECODE, inputs))
+        inputs = await slow_engine_inputs(engine, name, role)
+        first = asyncio.create_task(engine.run(name, role, inputs))
         await asyncio.sleep(0.1)
-        second = asyncio.create_task(engine.run(name, GraphRole.DECODE, inputs))
-        await asyncio.sleep(0.05)
+        second = asyncio.create_task(engine.run(name, role, inputs))
+        await asyncio.sleep(0.1)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
         await first
         await asyncio.sleep(0.2)
-    assert statistics(triton, decode) == (1, 1)
+    assert statistics(triton, f"{name}_decode") == (1, 1)
 
 
 async def test_a_full_queue_is_said_to_be_full(tmp_path, serve_triton):

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every method that the exporter knows, with random weights and small inputs: a line for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+
+from export.canet_family import canet_family
+from export.family import Family
+from export.methods.canet import CanetNetwork
+from export.methods.revolver import GuidedModel, GuidedNetwork
+from export.methods.sgone import SgOneNetwork
+from export.prototype_family import prototype_family
+from export.revolver_family import revolver_family
+from export.sgone_family import sgone_family
+from export.sources import panet_seeded
+
+SIZE: Final = (65, 65)
+#: Bound of the methods that take images of any size.
+MAX_PIXELS: Final = 1 << 16
+
+Common = Mapping[str, Any]
+
+#: Family by method, of what all of them take: alias and provenance.
+EXPORTED: Final[Mapping[str, Callable[[Common], Family]]] = {
+    "panet": lambda common: prototype_family(
+        method="panet", trunk=panet_seeded().trunk, size=SIZE, **common
+    ),
+    "revolver": lambda common: revolver_family(
+        network=_narrow_guided(), max_pixels=MAX_PIXELS, **common
+    ),
+    "sgone": lambda common: sgone_family(
+        network=SgOneNetwork().eval(), max_pixels=MAX_PIXELS, **common
+    ),
+    "canet": lambda common: canet_family(network=CanetNetwork().eval(), size=SIZE, **common),
+}
+
+
+def exported(method: str) -> Family:
+    """The family of a method; its alias is the method's name."""
+    torch.manual_seed(0)
+    return EXPORTED[method]({"alias": method, "provenance": {}})
+
+
+def _narrow_guided() -> GuidedNetwork:
+    model = GuidedModel("tiny", channels=8, shared=True, buffers=False)
+    return GuidedNetwork(model, widths=(4, 4, 6, 6, 6)).eval()
