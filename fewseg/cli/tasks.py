@@ -183,7 +183,8 @@ def _changed(what: str, task: Task) -> RenderableType:
     headline = Text.assemble(
         f"{what} ",
         (task.name, "bold"),
-        f" ({task.support_count} supports, {task.family or task.model}) in {seconds:.2f} s",
+        f" ({task.support_count} support{'' if task.support_count == 1 else 's'},"
+        f" {task.family or task.model}) in {seconds:.2f} s",
     )
     parts: list[RenderableType] = [headline]
     if task.background_inferred:

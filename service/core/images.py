@@ -57,6 +57,8 @@ _NAMED_ONLY: Final[tuple[tuple[int, bytes, str], ...]] = (
 #: Pillow decodes these in Python, pixel run by pixel run: a large one would hold up everyone.
 _BMP_RUN_LENGTHS: Final = frozenset({1, 2})
 
+_TIFF_PHOTOMETRIC: Final = 262
+
 _MAX_SIDE: Final = Limits().image_side
 
 _FORMATS_HELP: Final = "send a JPEG, PNG, WebP, TIFF or BMP file"
@@ -293,6 +295,10 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.uint32)
     # 65535 = 255 * 257: the nearest of the 256 levels.
     grey = ((values + 128) // 257).astype(np.uint8)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0:
+        grey = 255 - grey  # white is zero: Pillow turns 8 bits round and leaves 16 alone
+    if isinstance(image, PngImageFile) and "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
     return Image.fromarray(grey).convert("RGB")
 
 

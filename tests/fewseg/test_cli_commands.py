@@ -46,7 +46,7 @@ def lines_of(result):
 
 
 def test_registering_shows_how_well_supports_agree(registered, server):
-    assert "Registered tenants/default/tasks/coins (1 supports" in registered.stdout
+    assert "Registered tenants/default/tasks/coins (1 support," in registered.stdout
     assert "coin 0.75" in registered.stdout
     assert "the surroundings of the marks" in registered.stdout
     request = server.requests["RegisterTask"][0]

@@ -134,6 +134,26 @@ def test_big_endian_sixteen_bit_tiff_is_read() -> None:
     np.testing.assert_array_equal(decoded(saved(image, "TIFF"))[..., 0], np.round(values / 257.0))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_zero_is_white_is_no_negative(dtype: type) -> None:
+    stored = np.linspace(0, np.iinfo(dtype).max, 600).astype(dtype).reshape(20, 30)
+    # The photometric interpretation (tag 262) of TIFF 6.0, section 4.
+    black_is_zero, white_is_zero = (struct.pack("<HHIHxx", 262, 3, 1, zero) for zero in (1, 0))
+    data = saved(stored, "TIFF")
+    assert data.count(black_is_zero) == 1
+    pixels = decoded(data.replace(black_is_zero, white_is_zero))
+    levels = np.round(stored / (np.iinfo(dtype).max / 255))
+    np.testing.assert_array_equal(pixels[..., 0], 255 - levels)
+
+
+def test_a_transparent_value_of_a_sixteen_bit_png_shows_white() -> None:
+    values = np.full((20, 30), 1000, np.uint16)
+    values[:10] = 999
+    pixels = decoded(saved(values, transparency=999))
+    assert (pixels[:10] == 255).all()
+    assert (pixels[10:] == 4).all()
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_shows_white(mode: str) -> None:
     colour = Image.fromarray(picture()).convert(mode)
