@@ -39,6 +39,7 @@ WARM_UP = {
 
 _DTYPES = {
     "float32": triton.DataType.TYPE_FP32,
+    "float16": triton.DataType.TYPE_FP16,
     "uint8": triton.DataType.TYPE_UINT8,
     "uint16": triton.DataType.TYPE_UINT16,
 }

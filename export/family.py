@@ -67,7 +67,7 @@ class TensorSpec:
     Attributes:
         name: Its name in graph and config.
         dims: Lengths without the batch; members of `Free` where they are free.
-        dtype: "float32", "uint8" or "uint16".
+        dtype: "float32", "float16", "uint8" or "uint16".
     """
 
     name: str

@@ -51,6 +51,9 @@ _LEAST = {Free.PLANES: 2, Free.HEIGHT: MIN_NATIVE_SIDE, Free.WIDTH: MIN_NATIVE_S
 SELF_CHECK_TOLERANCE = 1e-4
 """Largest difference between torch and ONNX Runtime, relative to the largest value."""
 
+HALF_STEP = 2.0**-10
+"""Distance of neighbouring float16 numbers, relative to them: what a rounding may turn into."""
+
 
 def export_graph(graph: Graph) -> bytes:
     """Writes a graph as ONNX, with every dimension declared, and compares it with its module.
@@ -105,10 +108,9 @@ def example_tensors(specs: Sequence[TensorSpec], *, batch: int, lengths: LengthO
     for spec in specs:
         shape = (batch, *spec.example_dims(lengths))
         values = torch.rand(shape, generator=generator)
-        if spec.dtype != "float32":
-            scale = 256 if spec.dtype == "uint8" else 65536
-            values = (values * scale).to(getattr(torch, spec.dtype))
-        tensors.append(values)
+        if spec.dtype.startswith("uint"):
+            values = values * (256 if spec.dtype == "uint8" else 65536)
+        tensors.append(values.to(getattr(torch, spec.dtype)))
     return tensors
 
 
@@ -220,9 +222,11 @@ def _compare_with_torch(graph: Graph, content: bytes) -> None:
     answers = OnnxGraph(content)(feeds)
     for spec, wanted in zip(graph.outputs, expected, strict=True):
         scale = max(float(wanted.abs().max()), 1e-12)
-        error = float(np.abs(answers[spec.name] - wanted.numpy()).max()) / scale
-        if not error <= SELF_CHECK_TOLERANCE:
+        difference = answers[spec.name].astype(np.float32) - wanted.float().numpy()
+        error = float(np.abs(difference).max()) / scale
+        allowed = HALF_STEP if spec.dtype == "float16" else SELF_CHECK_TOLERANCE
+        if not error <= allowed:
             raise GraphError(
                 f"{spec.name} of the exported {graph.role} graph differs from torch by {error:.1e} "
-                f"of its largest value; at most {SELF_CHECK_TOLERANCE:.0e} is allowed."
+                f"of its largest value; at most {allowed:.0e} is allowed."
             )
