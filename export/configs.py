@@ -34,6 +34,7 @@ WARM_UP = {
     Free.WIDTH: 128,
     Free.ROWS: 4,
     Free.COLUMNS: 4,
+    Free.POSITIONS: 64,
 }
 """Lengths of the warm-up: one query and one way. Sizes that are free have no typical value."""
 

@@ -45,6 +45,8 @@ class Free(IntEnum):
     #: Of logits, where their grid is another one.
     SCORE_ROWS = -8
     SCORE_COLUMNS = -9
+    #: Positions that guidance stores.
+    POSITIONS = -10
 
 
 MIN_NATIVE_SIDE = 33
@@ -143,11 +145,12 @@ class Serving:
         post_chain: One JSON object per linear step from logits to the output size.
         min_side: Fewest rows and columns of an image that goes in at its own size.
         max_pixels: Most pixels of such an image.
+        position_buckets: Where a guidance tensor stores positions: numbers of them to pad to.
     """
 
     method: str
     input_size: tuple[int, int] | None
-    guidance: tuple[Mapping[str, str], ...]
+    guidance: tuple[Mapping[str, Any], ...]
     post_chain: tuple[Mapping[str, Any], ...]
     input_dtype: str = "uint8"
     image_resize: str = "pil_bilinear"
@@ -163,6 +166,7 @@ class Serving:
     feature_reuse: str = "always"
     min_side: int = MIN_NATIVE_SIDE
     max_pixels: int = 1024 * 1024
+    position_buckets: tuple[int, ...] = ()
 
     def parameters(self) -> dict[str, str]:
         """Returns the keys and values as docs/repository.md spells them."""
@@ -182,6 +186,8 @@ class Serving:
             "shot_buckets": ",".join(map(str, self.shot_buckets)),
             **self._sizes(),
         }
+        if self.position_buckets:
+            values["position_buckets"] = ",".join(map(str, self.position_buckets))
         return {f"fewseg.{name}": value for name, value in values.items()}
 
     def _sizes(self) -> dict[str, str]:

@@ -32,6 +32,7 @@ TRACED = {
     Free.WIDTH: 129,
     Free.ROWS: 5,
     Free.COLUMNS: 6,
+    Free.POSITIONS: 7,
 }
 """Lengths that a graph is exported with."""
 
@@ -43,6 +44,7 @@ CHECKED = {
     Free.WIDTH: 100,
     Free.ROWS: 4,
     Free.COLUMNS: 7,
+    Free.POSITIONS: 5,
 }
 """Other lengths, which the exported graph must take as well."""
 

@@ -128,6 +128,7 @@ def _check_coherence(values: Mapping[str, str]) -> Iterator[str]:
         if native != (values[key] == "none"):
             yield f"config.pbtxt: {PREFIX}{key} must be none for a native input, and only for it"
     yield from _check_letterbox(values)
+    yield from _check_position_buckets(values)
     for key in _OPTIONAL:
         if key in values and not (native and _POSITIVE.fullmatch(values[key])):
             yield f"config.pbtxt: {PREFIX}{key} must be a positive integer, of a native input only"
@@ -150,6 +151,14 @@ def _check_letterbox(values: Mapping[str, str]) -> Iterator[str]:
         yield f"config.pbtxt: {PREFIX}input_size must be a square for cv2_letterbox"
     if values["input_dtype"] != "uint16_8.8":
         yield f"config.pbtxt: {PREFIX}input_dtype must be uint16_8.8 for cv2_letterbox"
+
+
+def _check_position_buckets(values: Mapping[str, str]) -> Iterator[str]:
+    buckets = values.get("position_buckets")
+    if (buckets is not None) != ('"positions"' in values["guidance"]):
+        yield f"config.pbtxt: {PREFIX}position_buckets must be there for positions, and only then"
+    elif buckets is not None and not _ascending(buckets):
+        yield f"config.pbtxt: {PREFIX}position_buckets must be ascending positive integers"
 
 
 def _check_list(text: str, check: Callable[[list[dict[str, Any]]], Iterator[str]]) -> Iterator[str]:
@@ -177,6 +186,8 @@ def _check_guidance(entries: list[dict[str, Any]]) -> Iterator[str]:
         for rule, companion in _MERGES.items():
             if companion and (companion in entry) != (entry["merge"] == rule):
                 yield f"[{index}] must have {companion!r} for {rule}, and only for it"
+        if "positions" in entry and (entry["positions"] is not True or entry["merge"] != "stack"):
+            yield f"[{index}] may say that positions is true, for stack only"
 
 
 def _check_post_chain(entries: list[dict[str, Any]]) -> Iterator[str]:

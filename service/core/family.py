@@ -99,6 +99,8 @@ class GuidanceTensor:
         weight: For ``weighted_mean``: the output of ``guide`` that weighs its rows.
         validity: For ``stack``: the input of ``decode`` that marks real shots
             among padded ones, float32 [shots].
+        positions: For ``stack``: whether the axis after the ways counts stored positions,
+            as many as the busiest way needs; rows of zeros follow where a way needs fewer.
     """
 
     name: str
@@ -106,6 +108,12 @@ class GuidanceTensor:
     ways: WayAxis
     weight: str | None = None
     validity: str | None = None
+    positions: bool = False
+
+    @property
+    def positions_axis(self) -> int:
+        """The axis of a shot's tensor that counts stored positions, if one does."""
+        return 0 if self.ways is WayAxis.NONE else 1
 
 
 class PostOp(StrEnum):
@@ -207,7 +215,7 @@ class ModelFamily:
         guidance: The tensors from ``guide`` to ``decode``.
         post_chain: From logits to the output size.
         decision, threshold, score: From logits to labels and probabilities.
-        way_buckets, shot_buckets: Padded lengths of inner axes, ascending.
+        way_buckets, shot_buckets, position_buckets: Padded lengths of inner axes, ascending.
         feature_reuse: Policy.
         provenance: For people.
         min_side: Fewest rows and columns of an image that goes in at its own size.
@@ -239,6 +247,7 @@ class ModelFamily:
     provenance: Mapping[str, str] = field(default_factory=dict)
     min_side: int = 1
     max_pixels: int | None = None
+    position_buckets: tuple[int, ...] = ()
     extent_roles: frozenset[GraphRole] = frozenset()
 
     @property

@@ -85,7 +85,11 @@ class _Stack:
         self._shots.append(shot[self.tensor.name])
 
     def result(self) -> NDArray[Any]:
-        return np.stack(self._shots)
+        if not self.tensor.positions:
+            return np.stack(self._shots)
+        axis = self.tensor.positions_axis
+        most = max(shot.shape[axis] for shot in self._shots)
+        return np.stack([_lengthened(shot, axis, most) for shot in self._shots])
 
 
 _FOLDS: dict[MergeRule, Any] = {
@@ -133,11 +137,30 @@ def cut_shot(family: ModelFamily, outputs: Guidance, ways: int) -> dict[str, NDA
             if name is not None:
                 # A view would keep the padded ways alive.
                 kept[name] = outputs[name][0][:rows].copy()
+        if tensor.positions:
+            kept[tensor.name] = _compact(kept[tensor.name], tensor.positions_axis)
     return kept
 
 
+def _compact(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Cuts off what is zero at the end of an axis: the shot may have been run with busier ones."""
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    stored = np.flatnonzero(values.any(axis=others))
+    needed = int(stored[-1]) + 1 if stored.size else 1
+    if needed == values.shape[axis]:
+        return values
+    return np.take(values, np.arange(needed), axis=axis)
+
+
+def _lengthened(values: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
+    """Adds zeros at the end of an axis."""
+    padding = [(0, 0)] * values.ndim
+    padding[axis] = (0, length - values.shape[axis])
+    return np.pad(values, padding)
+
+
 def pad_guidance(family: ModelFamily, merged: Guidance, ways: int) -> dict[str, NDArray[Any]]:
-    """What ``decode`` takes: a batch dimension, ways and shots padded to their buckets."""
+    """What ``decode`` takes: a batch dimension; ways, shots and positions padded to buckets."""
     extra_ways = bucket(ways, family.way_buckets, "classes") - ways
     padded: dict[str, NDArray[Any]] = {}
     for tensor in family.guidance:
@@ -153,6 +176,10 @@ def pad_guidance(family: ModelFamily, merged: Guidance, ways: int) -> dict[str, 
             if tensor.validity is not None:
                 validity = (np.arange(room) < shots).astype(np.float32)
                 padded[tensor.validity] = validity[None]
+        if tensor.positions:
+            axis = 1 + tensor.positions_axis
+            needed = values.shape[axis]
+            padding[axis] = (0, bucket(needed, family.position_buckets, "positions") - needed)
         padded[tensor.name] = np.ascontiguousarray(np.pad(values, padding)[None])
     return padded
 

@@ -262,6 +262,7 @@ def _parse_family(read: Parameters) -> ModelFamily:
         provenance=read.strings("provenance"),
         min_side=read.positive("min_side") or 1,
         max_pixels=read.positive("max_pixels"),
+        position_buckets=read.ascending("position_buckets") if read.has("position_buckets") else (),
         extent_roles=_extent_roles(read),
     )
     _check_coherence(read, family)
@@ -279,6 +280,8 @@ def _check_coherence(read: Parameters, family: ModelFamily) -> None:
         _check_letterbox(read, family)
     elif family.mask_resize is MaskResize.CV2_LETTERBOX_NEAREST:
         read.fail("mask_resize", "must go with image_resize cv2_letterbox")
+    if any(tensor.positions for tensor in family.guidance) != bool(family.position_buckets):
+        read.fail("position_buckets", "must be there if guidance holds positions, and only then")
     for key in ("min_side", "max_pixels"):
         if read.positive(key) is not None and not native:
             read.fail(key, "belongs to a native input size, and only to it")
@@ -332,7 +335,10 @@ def _guidance_tensor(entry: Entry) -> GuidanceTensor:
         ways=entry.choice("ways", WayAxis),
         weight=entry.optional_text("weight"),
         validity=entry.optional_text("validity"),
+        positions=entry.flag("positions"),
     )
+    if tensor.positions and tensor.merge is not MergeRule.STACK:
+        entry.fail("must have the merge rule stack, as it holds positions")
     if (tensor.weight is not None) != (tensor.merge is MergeRule.WEIGHTED_MEAN):
         entry.fail("must have 'weight' for weighted_mean, and only for it")
     if (tensor.validity is not None) != (tensor.merge is MergeRule.STACK):

@@ -230,6 +230,13 @@ class Entry:
             allowed = ", ".join(str(choice.value) for choice in kind)
             self.fail(f"{member!r} is {value!r}; it must be one of: {allowed}")
 
+    def flag(self, member: str) -> bool:
+        """A member that may be there, true or false; false where it is not."""
+        value = self._values.pop(member, False)
+        if not isinstance(value, bool):
+            self.fail(f"{member!r} must be true or false")
+        return value
+
     def integer(self, member: str) -> int:
         """A positive integer that must be there."""
         value = self._values.pop(member, None)

@@ -26,6 +26,7 @@ VARIANTS = {
     "query-features": {"query_features": True},
     "extent": {"query_features": True, "extent": True},
     "letterbox": {"letterbox": True},
+    "positions": {"positions": True, "size": 64},
 }
 
 

@@ -16,15 +16,17 @@ from tests.conftest import ROOT
 from tests.helpers.tiny_repository import read_config, write_tiny_repository
 from tests.helpers.triton import batch_dynamically
 
+POSITIONED = {"name": "prototypes", "merge": "mean", "ways": "ways", "positions": True}
 RICH = {"stack": True, "query_features": True, "extent": True, "letterbox": True}
 GRAPHS = ("features", "query_features", "guide", "decode")
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A repository with families of two kinds, in which nothing is wrong."""
+    """A repository with families of several kinds, in which nothing is wrong."""
     root = tmp_path_factory.mktemp("sound")
-    for alias, variant in (("plain", {}), ("rich", RICH)):
+    variants = {"plain": {}, "rich": RICH, "stored": {"positions": True}}
+    for alias, variant in variants.items():
         family = write_tiny_repository(root, alias, **variant)
         for role in GRAPHS:
             if (root / f"{family}_{role}").is_dir():
@@ -244,6 +246,8 @@ def test_a_file_that_is_no_graph_is_named(repository, family):
         ("guidance", json.dumps([{"name": "prototypes", "merge": "median", "ways": "ways"}])),
         ("guidance", json.dumps([{"name": "prototypes", "merge": "stack", "ways": "ways"}])),
         ("guidance", json.dumps([{"name": "other", "merge": "mean", "ways": "ways"}])),
+        ("guidance", json.dumps([POSITIONED])),
+        ("position_buckets", "8,16"),
         ("post_chain", json.dumps([{"op": "resize", "mode": "half_pixel", "target": "input"}])),
         ("post_chain", json.dumps([{"op": "twist", "target": "output"}])),
         ("max_pixels", "1000"),

@@ -28,6 +28,8 @@ _CONSTANTS = {
     "one": np.array(1, np.float32),
     "tiny": np.array(1e-5, np.float32),
     "eps": np.array(1e-6, np.float32),
+    "half": np.array(0.5, np.float32),
+    "near_enough": np.array(0.9, np.float32),
     "scale": np.array(20, np.float32),
     "floor": np.array(-40, np.float32),
     "row_axes": np.array([1, 3], np.int64),
@@ -54,6 +56,7 @@ class TinyFamily:
     shot_buckets: tuple[int, ...]
     extent: bool
     letterbox: bool
+    positions: bool
 
     @property
     def digest(self) -> str:
@@ -182,6 +185,8 @@ def _pooled(name: str, planes: str) -> str:
 
 
 def guide(family: TinyFamily) -> onnx.ModelProto:
+    if family.positions:
+        return _positions_guide(family)
     size, grid = family.size, family.grid
     inputs = f"float[N,{CHANNELS},{grid},{grid}] features, float[N,P,{size},{size}] planes"
     inputs += family.extent_input
@@ -256,6 +261,8 @@ def _cosines(name: str, rows: str, cells: str = "cells") -> str:
 
 
 def decode(family: TinyFamily) -> onnx.ModelProto:
+    if family.positions:
+        return _positions_decode(family)
     grid = family.grid
     shots = "S," if family.stack else ""
     maps = f"float[N,{CHANNELS},{grid},{grid}] {family.query_maps}"
@@ -317,3 +324,69 @@ def _shot_margins() -> str:
     quick = Reshape (way_first, shot_maps)
 """
     )
+
+
+def _positions_guide(family: TinyFamily) -> onnx.ModelProto:
+    """The cells that a way covers by more than half, as unit vectors; rows of zeros at the end."""
+    size, grid = family.size, family.grid
+    cell = f"kernel_shape = [{STRIDE}, {STRIDE}], strides = [{STRIDE}, {STRIDE}]"
+    return _model(
+        f"""guide (float[N,{CHANNELS},{grid},{grid}] features, float[N,P,{size},{size}] planes)
+            => (float16[N,W,K,{CHANNELS}] stored) {{
+          way_planes = Slice (planes, from_1, to_end, axis_1)
+          shares = AveragePool <{cell}> (way_planes)
+          flat_shares = Reshape (shares, flat)
+          inside = Greater (flat_shares, half)
+          marked = Cast <to = 1> (inside)
+          counts = ReduceSum <keepdims = 0> (marked, axis_2)
+          busiest = ReduceMax <keepdims = 0> (counts)
+          needed = Max (busiest, one)
+          needed_whole = Cast <to = 7> (needed)
+          most = Reshape (needed_whole, single)
+          chosen, places = TopK (marked, most)
+          columns = Unsqueeze (places, last)
+          hits = Equal (columns, numbers)
+          picks = Cast <to = 1> (hits)
+          real = Unsqueeze (chosen, last)
+          real_picks = Mul (picks, real)
+          {_unit_cells("features")}
+          rows = Transpose <perm = [0, 2, 1]> (cells)
+          shared_rows = Unsqueeze (rows, axis_1)
+          precise = MatMul (real_picks, shared_rows)
+          stored = Cast <to = 10> (precise)
+        }}""",
+        {**_CONSTANTS, "numbers": np.arange(grid * grid), **_POSITION_AXES},
+    )
+
+
+def _positions_decode(family: TinyFamily) -> onnx.ModelProto:
+    """The nearest stored cell of each shot, averaged over the shots."""
+    grid = family.grid
+    return _model(
+        f"""decode (float[N,{CHANNELS},{grid},{grid}] {family.query_maps},
+                    float16[N,S,W,K,{CHANNELS}] stored, float[N,S] validity)
+            => (float[N,W,1,{grid},{grid}] logits) {{
+          {_unit_cells(family.query_maps)}
+          shared_cells = Unsqueeze (cells, axes_1_2)
+          precise = Cast <to = 1> (stored)
+          cosines = MatMul (precise, shared_cells)
+          nearest = ReduceMax <axes = [3], keepdims = 0> (cosines)
+          weights = Unsqueeze (validity, last_two)
+          valid = Mul (nearest, weights)
+          total = ReduceSum <keepdims = 0> (valid, axis_1)
+          shots = ReduceSum <keepdims = 1> (weights, axis_1)
+          shots_flat = Squeeze (shots, axis_1)
+          mean = Div (total, shots_flat)
+          above = Sub (mean, near_enough)
+          margins = Mul (above, scale)
+          logits = Reshape (margins, maps)
+        }}""",
+        {**_CONSTANTS, "maps": np.array([0, 0, 1, grid, grid], np.int64), **_POSITION_AXES},
+    )
+
+
+_POSITION_AXES = {
+    "single": np.array([1], np.int64),
+    "last": np.array([-1], np.int64),
+    "axes_1_2": np.array([1, 2], np.int64),
+}

@@ -24,6 +24,7 @@ CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 
 _TRITON_TYPES = {
     onnx.TensorProto.FLOAT: model_config_pb2.TYPE_FP32,
+    onnx.TensorProto.FLOAT16: model_config_pb2.TYPE_FP16,
     onnx.TensorProto.UINT8: model_config_pb2.TYPE_UINT8,
     onnx.TensorProto.UINT16: model_config_pb2.TYPE_UINT16,
 }
@@ -44,6 +45,7 @@ def write_tiny_repository(
     shot_buckets: Sequence[int] = (1, 2, 4, 8, 16),
     extent: bool = False,
     letterbox: bool = False,
+    positions: bool = False,
 ) -> str:
     """Adds one family to the repository at ``root``, which is made if need be.
 
@@ -69,6 +71,7 @@ def write_tiny_repository(
         shot_buckets: ``fewseg.shot_buckets``.
         extent: All graphs but ``features`` take ``extent``, and what lies outside is nothing.
         letterbox: Images keep their aspect, and come as ``uint16_8.8``.
+        positions: ``stored`` [W, K, 8] float16, the cells of each way, stacked; decision margin.
 
     Returns:
         The family's name.
@@ -86,6 +89,7 @@ def write_tiny_repository(
         tuple(shot_buckets),
         extent,
         letterbox,
+        positions,
     )
     graphs = {"guide": tiny_graphs.guide(family), "decode": tiny_graphs.decode(family)}
     if query_features:
@@ -117,8 +121,11 @@ def read_config(folder: Path) -> model_config_pb2.ModelConfig:
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
-def _guidance(family: TinyFamily) -> list[dict[str, str]]:
+def _guidance(family: TinyFamily) -> list[dict[str, object]]:
     validity = {"validity": "validity"}
+    if family.positions:
+        rule = {"merge": "stack", "positions": True, **validity}
+        return [{"name": "stored", "ways": "ways", **rule}]
     if not family.binary:
         rule = {"merge": "stack", **validity} if family.stack else _weighted("weights")
         return [{"name": "prototypes", "ways": "background_and_ways", **rule}]
@@ -164,9 +171,12 @@ def _parameters(family: TinyFamily, role: str) -> dict[str, str]:
     if family.query_features:
         roles.append("query_features")
     margin = "any_shot" if family.stack else "margin"
+    binary = family.binary or family.positions
     extent = {"extent": ",".join(family.extent_roles)} if family.extent else {}
+    positions = {"position_buckets": "4,16,64"} if family.positions else {}
     return {
         **extent,
+        **positions,
         "schema": "1",
         "family": family.name,
         "alias": family.alias,
@@ -177,14 +187,14 @@ def _parameters(family: TinyFamily, role: str) -> dict[str, str]:
         "created": family.created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "input_size": f"{family.size}x{family.size}",
         **(_LETTERBOX if family.letterbox else _STRETCHED),
-        "class_handling": "binary" if family.binary else "multiway",
+        "class_handling": "binary" if binary else "multiway",
         "needs_background": "true",
         "void": "background",
         "guidance": json.dumps(_guidance(family)),
         "post_chain": json.dumps(_post_chain(family)),
-        "decision": margin if family.binary else "argmax",
+        "decision": margin if binary else "argmax",
         "threshold": "0.0",
-        "score": "sigmoid" if family.binary else "softmax",
+        "score": "sigmoid" if binary else "softmax",
         "way_buckets": ",".join(map(str, family.way_buckets)),
         "shot_buckets": ",".join(map(str, family.shot_buckets)),
         "feature_reuse": "always",

@@ -94,6 +94,42 @@ def test_padding_fills_ways_and_shots_up_to_their_buckets() -> None:
     assert padded["prior"].sum() == 3 * 2 * 7
 
 
+STORED = GuidanceTensor("stored", MergeRule.STACK, WayAxis.WAYS, validity="valid", positions=True)
+ragged = st.lists(st.integers(1, 9), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ragged, st.integers(0, 4))
+def test_stored_positions_are_kept_compact_and_padded_when_sent(
+    lengths: list[int], extra: int
+) -> None:
+    family = family_with(STORED, way_buckets=(4,), shot_buckets=(8,), position_buckets=(3, 6, 12))
+    kept = []
+    for number, length in enumerate(lengths, 1):
+        # Two real ways, the first one busier; two padded ones; a batch's busier neighbour.
+        outputs = np.zeros((1, 4, length + extra, 5), np.float16)
+        outputs[0, 0, :length] = number
+        outputs[0, 1, : (length + 1) // 2] = -number
+        kept.append(cut_shot(family, {"stored": outputs}, 2))
+        assert kept[-1]["stored"].shape == (2, length, 5)
+    padded = pad_guidance(family, merge_shots(family, kept), ways=2)
+    room = next(one for one in (3, 6, 12) if one >= max(lengths))
+    assert padded["stored"].shape == (1, 8, 4, room, 5)
+    assert padded["stored"].dtype == np.float16
+    assert padded["valid"].sum() == len(lengths)
+    for number, length in enumerate(lengths, 1):
+        shot = padded["stored"][0, number - 1]
+        assert (shot[0, :length] == number).all()
+        assert (shot[1, : (length + 1) // 2] == -number).all()
+    assert np.count_nonzero(padded["stored"]) == 5 * sum(n + (n + 1) // 2 for n in lengths)
+
+
+def test_a_shot_without_a_stored_position_keeps_one_row_of_zeros() -> None:
+    family = family_with(STORED, position_buckets=(4,))
+    cut = cut_shot(family, {"stored": np.zeros((1, 1, 7, 5), np.float16)}, 1)
+    assert cut["stored"].shape == (1, 1, 5)
+
+
 def test_planes_are_padded_and_shots_cut_back() -> None:
     family = family_with(WEIGHTED, way_buckets=(4,))
     planes = np.ones((1, 3, 2, 2), np.float32)

@@ -137,6 +137,7 @@ def test_a_native_family_may_bound_its_images(tmp_path):
 
 RESIZE_TO_OUTPUT = {"op": "resize", "mode": "half_pixel", "target": "output"}
 PROTOTYPES = {"name": "prototypes", "ways": "ways", "merge": "mean"}
+POSITIONS = {**PROTOTYPES, "merge": "stack", "validity": "validity", "positions": True}
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,11 @@ PROTOTYPES = {"name": "prototypes", "ways": "ways", "merge": "mean"}
         ("guidance", json.dumps([{**PROTOTYPES, "merge": "weighted_mean"}]), "'weight'"),
         ("guidance", json.dumps([{**PROTOTYPES, "merge": "stack"}]), "'validity'"),
         ("guidance", json.dumps([{**PROTOTYPES, "validity": "v"}]), "'validity'"),
+        ("guidance", json.dumps([{**PROTOTYPES, "positions": True}]), "merge rule stack"),
+        ("guidance", json.dumps([{**PROTOTYPES, "positions": 1}]), "true or false"),
+        ("guidance", json.dumps([POSITIONS]), "fewseg.position_buckets must be there"),
+        ("position_buckets", "8,16", "only then"),
+        ("position_buckets", "8,8", "ascending"),
         ("guidance", json.dumps([{**PROTOTYPES, "axis": 1}]), "unknown members: axis"),
         ("guidance", json.dumps([PROTOTYPES, PROTOTYPES]), "twice"),
         ("guidance", json.dumps([{"name": "prototypes", "merge": "mean"}]), "lacks 'ways'"),
