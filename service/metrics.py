@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Final
 from wsgiref.simple_server import WSGIServer
 
@@ -31,22 +31,37 @@ class Metrics:
         counter = partial(Counter, registry=registry)
         gauge = partial(Gauge, registry=registry)
         seconds = partial(Histogram, buckets=BUCKETS, registry=registry)
-        self._calls = seconds(
-            "fewseg_rpc_duration_seconds", "Time of a call inside the server.", ["method", "code"]
+        # A metric looks its child up by its labels under a lock: done once for each of them.
+        self._calls = cache(
+            seconds(
+                "fewseg_rpc_duration_seconds",
+                "Time of a call inside the server.",
+                ["method", "code"],
+            ).labels
         )
-        self._calls_running = gauge("fewseg_rpcs_in_progress", "Calls that run now.", ["method"])
-        self._stages = seconds(
-            "fewseg_stage_duration_seconds", "Time of a stage of a call.", ["stage"]
+        self._calls_running = cache(
+            gauge("fewseg_rpcs_in_progress", "Calls that run now.", ["method"]).labels
         )
-        self._hits = counter("fewseg_cache_hits", "Look-ups that a cache answered.", ["cache"])
-        self._misses = counter(
-            "fewseg_cache_misses", "Look-ups that it could not answer.", ["cache"]
+        self._stages = cache(
+            seconds("fewseg_stage_duration_seconds", "Time of a stage of a call.", ["stage"]).labels
         )
-        self._evictions = counter(
-            "fewseg_cache_evictions", "Entries let go to stay within the budget.", ["cache"]
+        self._hits = cache(
+            counter("fewseg_cache_hits", "Look-ups that a cache answered.", ["cache"]).labels
         )
-        self._cache_bytes = gauge("fewseg_cache_bytes", "Bytes that a cache holds.", ["cache"])
-        self._graph_runs = counter("fewseg_graph_runs", "Runs of graphs, by role.", ["role"])
+        self._misses = cache(
+            counter("fewseg_cache_misses", "Look-ups that it could not answer.", ["cache"]).labels
+        )
+        self._evictions = cache(
+            counter(
+                "fewseg_cache_evictions", "Entries let go to stay within the budget.", ["cache"]
+            ).labels
+        )
+        self._cache_bytes = cache(
+            gauge("fewseg_cache_bytes", "Bytes that a cache holds.", ["cache"]).labels
+        )
+        self._graph_runs = cache(
+            counter("fewseg_graph_runs", "Runs of graphs, by role.", ["role"]).labels
+        )
         self._tasks = gauge("fewseg_tasks", "Tasks in the store.")
         self._in_flight = gauge(
             "fewseg_in_flight_requests", "Requests that run or wait for a slot."
@@ -60,36 +75,36 @@ class Metrics:
 
     def call_started(self, method: str) -> None:
         """See ``CallObserver``."""
-        self._calls_running.labels(method).inc()
+        self._calls_running(method).inc()
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         """See ``CallObserver``."""
-        self._calls_running.labels(method).dec()
-        self._calls.labels(method, code).observe(seconds)
+        self._calls_running(method).dec()
+        self._calls(method, code).observe(seconds)
 
     def stage(self, stage: Stage, seconds: float) -> None:
         """See ``Telemetry``."""
-        self._stages.labels(stage.value).observe(seconds)
+        self._stages(stage.value).observe(seconds)
 
     def cache_hit(self, cache: str) -> None:
         """See ``Telemetry``."""
-        self._hits.labels(cache).inc()
+        self._hits(cache).inc()
 
     def cache_miss(self, cache: str) -> None:
         """See ``Telemetry``."""
-        self._misses.labels(cache).inc()
+        self._misses(cache).inc()
 
     def cache_evicted(self, cache: str, entries: int) -> None:
         """See ``Telemetry``."""
-        self._evictions.labels(cache).inc(entries)
+        self._evictions(cache).inc(entries)
 
     def cache_bytes(self, cache: str, nbytes: int) -> None:
         """See ``Telemetry``."""
-        self._cache_bytes.labels(cache).set(nbytes)
+        self._cache_bytes(cache).set(nbytes)
 
     def graph_run(self, role: GraphRole) -> None:
         """See ``Telemetry``."""
-        self._graph_runs.labels(role.value).inc()
+        self._graph_runs(role.value).inc()
 
     def in_flight(self, count: int) -> None:
         """See ``Telemetry``."""

@@ -57,12 +57,28 @@ _P = ParamSpec("_P")
 
 
 async def off_the_loop(
-    convert: Callable[[_MessageT, Limits], _DomainT], request: _MessageT, limits: Limits
+    convert: Callable[[_MessageT, Limits], _DomainT],
+    request: _MessageT,
+    limits: Limits,
+    *,
+    quick: bool = False,
 ) -> _DomainT:
-    """Converts a message without holding up other calls: a large one in a thread."""
-    if request.ByteSize() > _SMALL_MESSAGE:
+    """Converts a message without holding up other calls: a large one in a thread.
+
+    Args:
+        convert: Does it.
+        request: What is converted.
+        limits: What it may hold.
+        quick: Whether it takes no time although it is large.
+    """
+    if not quick and request.ByteSize() > _SMALL_MESSAGE:
         return await asyncio.to_thread(convert, request, limits)
     return convert(request, limits)
+
+
+def is_quick(message: types_pb2.Image) -> bool:
+    """Whether an image is converted in less time than a visit to a thread takes."""
+    return images.is_quick_to_inspect(message.encoded)
 
 
 def registration(request: task_pb2.RegisterTaskRequest, limits: Limits) -> Registration:

@@ -36,7 +36,9 @@ class SegmentationServicer(pb2_grpc.SegmentationServiceServicer):
         """Segments one image."""
         call = new_call(context)
         self._gateway.segmenter.check_room(call)
-        query = await requests.off_the_loop(requests.query, request, self._gateway.limits)
+        query = await requests.off_the_loop(
+            requests.query, request, self._gateway.limits, quick=requests.is_quick(request.image)
+        )
         result = await self._gateway.segmenter.segment(query, call)
         answer = pb2.SegmentResponse()
         await answers.write_segmentation(answer, result, call.clock)
@@ -83,7 +85,9 @@ class SegmentationServicer(pb2_grpc.SegmentationServiceServicer):
         try:
             with _placing_in_opening():
                 call = new_call(context)
-                image = await requests.off_the_loop(requests.image_of, frame, limits)
+                image = await requests.off_the_loop(
+                    requests.image_of, frame, limits, quick=requests.is_quick(frame.image)
+                )
                 result = await session.segment(image, options, call)
                 await answers.write_segmentation(answer.segmentation, result, call.clock)
                 answers.check_size(answer, limits)

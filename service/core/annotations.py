@@ -45,6 +45,9 @@ _VERTEX_BYTES = 16
 #: A number in memory, and what points to it.
 _VALUE_BYTES = 16
 
+#: Marks, and vertices, of an annotation that people draw by hand.
+_LIGHT = 256
+
 _Vertices = Sequence[tuple[float, float]]
 
 
@@ -108,6 +111,16 @@ def merge(
 def weight(annotation: Annotation) -> int:
     """Bytes that an annotation takes, about: its masks, their numbers, its vertices."""
     return sum(_geometry_weight(mark.geometry) for mark in annotation.marks)
+
+
+def is_light(annotation: AnnotationInput) -> bool:
+    """Whether it is checked and hashed in a fraction of a millisecond: a few strokes, no masks."""
+    marks = annotation.marks
+    return (
+        len(marks) <= _LIGHT
+        and not any(_dense(mark.geometry) for mark in marks)
+        and sum(_vertex_count(mark.geometry) for mark in marks) <= _LIGHT
+    )
 
 
 def _geometry_weight(geometry: Geometry) -> int:

@@ -77,7 +77,7 @@ class TaskCommitter:
         )
         with call.clock.measure(Stage.STORE):
             await commit(self._requests.to_remember(request, body, report))
-        self._directory.note(record.header)
+        self._directory.note(record)
         await self._builder.keep(family, record.header, merged, shot_set.background)
         return report
 

@@ -2,106 +2,109 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
-from numpy.typing import NDArray
-
 from service.core.calls import Call
 from service.core.decision import decide
 from service.core.family import GraphRole, ModelFamily
 from service.core.masks import encode
-from service.core.ports import Engine, GuidanceHandle, Tensors
+from service.core.ports import GuidanceHandle, Outputs, Tensors
 from service.core.postchain import PostChain
-from service.core.timing import Stage
-from service.core.types import DecidedMask, EncodedMask, MaskFormat, Size
-from service.core.workers import CodecWorkers
+from service.core.timing import Stage, StageClock
+from service.core.types import DecidedMask, EncodedMask, OutputOptions, Size
+from service.core.visits import GraphVisits, Prepare
 
 
 class MaskDecider:
     """Runs ``decode`` and takes its logits to labels at the size asked for.
 
     Args:
-        engine: Runs the graph.
-        workers: Upsample, decide, encode.
+        visits: Run the graph, and upsample, decide, encode after it.
     """
 
-    def __init__(self, engine: Engine, workers: CodecWorkers) -> None:
-        self._engine = engine
-        self._workers = workers
+    def __init__(self, visits: GraphVisits) -> None:
+        self._visits = visits
         self._chains: dict[str, PostChain] = {}
 
     def forget(self, family: str) -> None:
         """Lets the composed matrices of a family go."""
         self._chains.pop(family, None)
 
-    async def logits(
-        self,
-        family: ModelFamily,
-        role: GraphRole,
-        inputs: Tensors,
-        call: Call,
-        *,
-        handle: GuidanceHandle | None = None,
-    ) -> NDArray[Any]:
-        """The logits [P, S, h, w] of one query.
-
-        Args:
-            family: By which networks.
-            role: DECODE, or QUERY_DECODER when feature maps are not kept.
-            inputs: Feature maps or image; the guidance too, if there is no handle.
-            call: Its deadline is handed down.
-            handle: Of the task's guidance.
-        """
-        with call.clock.measure(Stage.DECODE):
-            outputs = await self._engine.run(
-                family.name, role, inputs, guidance=handle, deadline=call.deadline
-            )
-        logits: NDArray[Any] = outputs["logits"][0]
-        return logits
-
     async def decided(
         self,
         family: ModelFamily,
-        logits: NDArray[Any],
+        inputs: Tensors,
         ways: int,
+        call: Call,
         *,
         original: Size,
         output: Size,
     ) -> DecidedMask:
-        """Labels at ``output``, for an image of size ``original``."""
-        return await self._workers.run(self._decide, family, logits, ways, original, output, False)
+        """Labels of one query.
+
+        Args:
+            family: By which networks.
+            inputs: Of ``decode``, guidance included.
+            ways: Classes of the task.
+            call: Gets the stages; its deadline is handed down.
+            original: Size of the image.
+            output: Size of the labels.
+        """
+
+        def finish(outputs: Outputs, clock: StageClock) -> DecidedMask:
+            with clock.measure(Stage.UPSAMPLE):
+                return self._decide(family, outputs, ways, original, output, False)
+
+        return await self._visits.run(
+            family, GraphRole.DECODE, Stage.DECODE, call, inputs, finish, deadline=call.deadline
+        )
 
     async def encoded(
         self,
         family: ModelFamily,
-        logits: NDArray[Any],
+        role: GraphRole,
+        inputs: Tensors | Prepare,
         ways: int,
         call: Call,
         *,
+        handle: GuidanceHandle,
         original: Size,
         output: Size,
-        format_: MaskFormat,
-        probabilities: bool,
+        options: OutputOptions,
     ) -> tuple[DecidedMask, EncodedMask]:
-        """Labels at ``output`` and their bytes, made in one visit to a worker thread."""
+        """Labels of one query, and their bytes.
 
-        def finish() -> tuple[DecidedMask, EncodedMask, float, float]:
-            started = time.perf_counter()
-            mask = self._decide(family, logits, ways, original, output, probabilities)
-            decided = time.perf_counter()
-            content = encode(mask, ways, format_)
-            return mask, content, decided - started, time.perf_counter() - decided
+        Args:
+            family: By which networks.
+            role: DECODE, or QUERY_DECODER when feature maps are not kept.
+            inputs: Feature maps or image, or what makes them.
+            ways: Classes of the task.
+            call: Gets the stages; its deadline is handed down.
+            handle: Of the task's guidance.
+            original: Size of the image.
+            output: Size of the mask.
+            options: The format, and whether to return probabilities.
+        """
 
-        mask, content, upsampling, encoding = await self._workers.run(finish)
-        call.clock.add(Stage.UPSAMPLE, upsampling)
-        call.clock.add(Stage.ENCODE, encoding)
-        return mask, content
+        def finish(outputs: Outputs, clock: StageClock) -> tuple[DecidedMask, EncodedMask]:
+            with clock.measure(Stage.UPSAMPLE):
+                mask = self._decide(family, outputs, ways, original, output, options.probabilities)
+            with clock.measure(Stage.ENCODE):
+                return mask, encode(mask, ways, options.format)
+
+        return await self._visits.run(
+            family,
+            role,
+            Stage.DECODE,
+            call,
+            inputs,
+            finish,
+            guidance=handle,
+            deadline=call.deadline,
+        )
 
     def _decide(
         self,
         family: ModelFamily,
-        logits: NDArray[Any],
+        outputs: Outputs,
         ways: int,
         original: Size,
         output: Size,
@@ -110,6 +113,8 @@ class MaskDecider:
         chain = self._chains.get(family.name)
         if chain is None:
             chain = self._chains[family.name] = PostChain(family.post_chain)
+        # One query, one row of the batch.
+        logits = outputs["logits"][0]
         grid = Size(logits.shape[-2], logits.shape[-1])
         axes = chain.axes(grid, family.network_size(original), original, output)
         return decide(logits, axes, family=family, ways=ways, probabilities=probabilities)

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+from service.core.annotations import weight
 from service.core.calls import Call
 from service.core.errors import InvalidArgumentError, NotFoundError
 from service.core.ports import Store
@@ -16,6 +17,11 @@ from service.core.types import TaskHeader, TaskName, TaskRecord
 
 #: Headers kept in memory when nobody else changes the store; a few hundred bytes each.
 _HEADERS_KEPT = 4096
+#: Tasks that people work on now are kept whole, if they are small: so many, and bytes of each.
+_RECORDS_KEPT = 64
+_RECORD_BYTES = 32 * 1024
+#: Memory of a support beyond its annotation.
+_SUPPORT_BYTES = 1024
 _ETAG = re.compile(r"[0-9a-f]{16}-[1-9][0-9]{0,9}")
 
 
@@ -33,6 +39,7 @@ class TaskDirectory:
         self._tenants = tenants
         self._now = now
         self._headers: OrderedDict[TaskName, TaskHeader] = OrderedDict()
+        self._records: OrderedDict[TaskName, TaskRecord] = OrderedDict()
         #: What was read before a change must not be remembered after it.
         self._changes = 0
 
@@ -72,8 +79,13 @@ class TaskDirectory:
     async def record(self, name: TaskName, call: Call, *, etag: str = "") -> TaskRecord:
         """The task with its supports; raises as ``header`` does."""
         self.check_tenant(name.tenant)
-        with call.clock.measure(Stage.STORE):
-            record = await self._store.get(name)
+        record = self._records.get(name)
+        if record is None or record.header.expired(self._now()):
+            changes = self._changes
+            with call.clock.measure(Stage.STORE):
+                record = await self._store.get(name)
+            if record is not None and changes == self._changes:
+                self._keep_whole(record)
         self._usable(name, record.header if record else None, etag)
         if record is None:
             raise task_not_found(name)
@@ -98,10 +110,11 @@ class TaskDirectory:
             after = page[-1].name.task
         return alive[:limit]
 
-    def note(self, header: TaskHeader) -> None:
-        """Remembers the header that a change has just committed."""
+    def note(self, record: TaskRecord) -> None:
+        """Remembers the task that a change has just committed."""
         self._changes += 1
-        self._keep(header)
+        self._keep(record.header)
+        self._keep_whole(record)
 
     def _keep(self, header: TaskHeader) -> None:
         if not self._store.exclusive:
@@ -111,10 +124,21 @@ class TaskDirectory:
         if len(self._headers) > _HEADERS_KEPT:
             self._headers.popitem(last=False)
 
+    def _keep_whole(self, record: TaskRecord) -> None:
+        self._records.pop(record.header.name, None)
+        supports = record.supports
+        nbytes = sum(_SUPPORT_BYTES + weight(support.annotation) for support in supports)
+        if not self._store.exclusive or nbytes > _RECORD_BYTES:
+            return
+        self._records[record.header.name] = record
+        if len(self._records) > _RECORDS_KEPT:
+            self._records.popitem(last=False)
+
     def forget(self, name: TaskName) -> None:
         """Forgets what was remembered of a task, and what is being read of it."""
         self._changes += 1
         self._headers.pop(name, None)
+        self._records.pop(name, None)
 
     def _usable(self, name: TaskName, header: TaskHeader | None, etag: str) -> TaskHeader:
         if etag and not _ETAG.fullmatch(etag):

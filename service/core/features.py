@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from service.core.caches import ByteBudgetCache
 from service.core.calls import Call
 from service.core.family import FeatureReuse, GraphRole, ModelFamily
 from service.core.images import upright
-from service.core.ports import Engine
+from service.core.ports import Tensors
 from service.core.resize import check_size, extent_input, picture_to_network
-from service.core.timing import Stage
+from service.core.timing import Stage, StageClock
 from service.core.types import Size, SourceImage
-from service.core.workers import CodecWorkers
+from service.core.visits import GraphVisits
 
 #: Fetches an image when its feature maps are not at hand.
 ImageLoader = Callable[[], Awaitable[SourceImage]]
@@ -56,21 +55,18 @@ class ImageFeatures:
     """Computes feature maps once per image, and keeps them as long as there is room.
 
     Args:
-        engine: Runs the graphs.
-        workers: Decode and resize.
+        visits: Run the graphs, and decode and resize before them.
         cache: Keeps the maps.
         reuse: When the maps of a query are worth having; a family may forbid it altogether.
     """
 
     def __init__(
         self,
-        engine: Engine,
-        workers: CodecWorkers,
+        visits: GraphVisits,
         cache: ByteBudgetCache[FeatureKey, FeatureMaps],
         reuse: FeatureReuse = FeatureReuse.ALWAYS,
     ) -> None:
-        self._engine = engine
-        self._workers = workers
+        self._visits = visits
         self._cache = cache
         self._reuse = reuse
         self._seen: OrderedDict[FeatureKey, None] = OrderedDict()
@@ -103,10 +99,16 @@ class ImageFeatures:
         key = FeatureKey(family.name, digest, GraphRole.FEATURES)
 
         async def build() -> FeatureMaps:
-            pixels = await self.network_image(family, await load(), call)
-            with call.clock.measure(Stage.FEATURES):
-                tensors = await self._engine.run(family.name, GraphRole.FEATURES, {"image": pixels})
-            return _weighed(tensors)
+            image = await load()
+            return _weighed(
+                await self._visits.outputs(
+                    family,
+                    GraphRole.FEATURES,
+                    Stage.FEATURES,
+                    call,
+                    NetworkImage(image, family, GraphRole.FEATURES),
+                )
+            )
 
         maps, reused = await self._cache.get(key, build)
         return maps.tensors, reused
@@ -136,35 +138,43 @@ class ImageFeatures:
         async def build() -> FeatureMaps:
             features, _ = await self.of_support(family, digest, load, call)
             inputs = {**features, **extent_input(family, GraphRole.QUERY_FEATURES, size)}
-            with call.clock.measure(Stage.FEATURES):
-                tensors = await self._engine.run(family.name, GraphRole.QUERY_FEATURES, inputs)
-            return _weighed(tensors)
+            return _weighed(
+                await self._visits.outputs(
+                    family, GraphRole.QUERY_FEATURES, Stage.FEATURES, call, inputs
+                )
+            )
 
         maps, reused = await self._cache.get(key, build)
         return maps.tensors, reused
 
-    async def network_image(
-        self, family: ModelFamily, image: SourceImage, call: Call
-    ) -> NDArray[Any]:
-        """The image tensor [1, H, W, 3] of an image, by the family's own resize rule.
 
-        Raises:
-            InvalidArgumentError: The pixels cannot be decoded, or are too few or too many for a
-                network that takes images as they are.
-        """
+class NetworkImage:
+    """Makes the tensors of an image, by the family's own resize rule.
+
+    Args:
+        image: The photograph.
+        family: Whose network it is for.
+        role: ``features``, or an ensemble that begins with it.
+
+    Raises:
+        InvalidArgumentError: The network cannot work at the image's size. When called, also:
+            the pixels cannot be decoded.
+        OutOfLimitsError: The image is too large for a network that takes images as they are.
+    """
+
+    def __init__(self, image: SourceImage, family: ModelFamily, role: GraphRole) -> None:
         check_size(image.size, family)
-        pixels, decoded, resized = await self._workers.run(_prepare, image, family)
-        call.clock.add(Stage.IMAGE_DECODE, decoded)
-        call.clock.add(Stage.RESIZE, resized)
-        return pixels
+        self._role = role
+        self._image = image
+        self._family = family
 
-
-def _prepare(image: SourceImage, family: ModelFamily) -> tuple[NDArray[Any], float, float]:
-    started = time.perf_counter()
-    picture = upright(image)
-    decoded = time.perf_counter()
-    network = picture_to_network(picture, family)[None]
-    return network, decoded - started, time.perf_counter() - decoded
+    def __call__(self, clock: StageClock) -> Tensors:
+        """The image [1, H, W, 3], and the extent where the graph takes it."""
+        with clock.measure(Stage.IMAGE_DECODE):
+            picture = upright(self._image)
+        with clock.measure(Stage.RESIZE):
+            pixels = picture_to_network(picture, self._family)[None]
+        return {"image": pixels, **extent_input(self._family, self._role, self._image.size)}
 
 
 def _weighed(tensors: dict[str, NDArray[Any]]) -> FeatureMaps:

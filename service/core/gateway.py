@@ -24,6 +24,7 @@ from service.core.requests import RequestMemory
 from service.core.segmentation import Segmenter
 from service.core.settings import CoreSettings
 from service.core.tasks import Tasks
+from service.core.visits import GraphVisits
 from service.core.workers import CodecWorkers
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ class Gateway:
             queue_seconds=settings.queue_seconds,
             telemetry=telemetry,
         )
-        self._decider = MaskDecider(engine, self._workers)
+        self._visits = GraphVisits(engine, self._workers)
+        self._decider = MaskDecider(self._visits)
         self.catalog = Catalog(
             engine,
             default_model=settings.default_model,
@@ -92,11 +94,10 @@ class Gateway:
     def _assemble(self) -> None:
         directory = TaskDirectory(self._store, self._settings.tenants, self._now)
         requests = RequestMemory(self._store, self._settings.request_memory, self._now)
-        features = ImageFeatures(
-            self._engine, self._workers, self._feature_cache, self._settings.feature_reuse
-        )
+        features = ImageFeatures(self._visits, self._feature_cache, self._settings.feature_reuse)
         self._builder = GuidanceBuilder(
             engine=self._engine,
+            visits=self._visits,
             features=features,
             store=self._store,
             workers=self._workers,

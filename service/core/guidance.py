@@ -19,9 +19,9 @@ from service.core.family import GraphRole, ModelFamily
 from service.core.features import ImageFeatures
 from service.core.merging import cut_shot, merge_shots, pad_guidance, pad_ways
 from service.core.planes import shot_planes
-from service.core.ports import Engine, GuidanceHandle, Store
+from service.core.ports import Engine, GuidanceHandle, Store, Tensors
 from service.core.resize import extent_input
-from service.core.timing import Stage
+from service.core.timing import Stage, StageClock
 from service.core.types import (
     BACKGROUND,
     Annotation,
@@ -31,6 +31,7 @@ from service.core.types import (
     TaskHeader,
     TaskRecord,
 )
+from service.core.visits import GraphVisits
 from service.core.workers import CodecWorkers
 
 
@@ -120,10 +121,11 @@ class GuidanceBuilder:
     """Computes guidance from support sets, and only what is not at hand.
 
     Args:
-        engine: Runs ``guide`` and keeps merged guidance.
+        engine: Keeps merged guidance.
+        visits: Run ``guide``, and rasterise before it.
         features: Of support images.
         store: Where support images are read when features are gone.
-        workers: Rasterise.
+        workers: Merge.
         cache: Of shots and of tasks.
         rebuilds: Rebuilds of whole tasks that run at once.
     """
@@ -132,6 +134,7 @@ class GuidanceBuilder:
         self,
         *,
         engine: Engine,
+        visits: GraphVisits,
         features: ImageFeatures,
         store: Store,
         workers: CodecWorkers,
@@ -139,6 +142,7 @@ class GuidanceBuilder:
         rebuilds: int,
     ) -> None:
         self._engine = engine
+        self._visits = visits
         self._features = features
         self._store = store
         self._workers = workers
@@ -186,19 +190,13 @@ class GuidanceBuilder:
 
         async def build() -> ShotGuidance:
             features, _ = await self._features.of_support(family, support.image_digest, load, call)
-            with call.clock.measure(Stage.RASTERISE):
-                marked = await self._workers.run(
-                    shot_planes, support, header.classes, family, inferred
-                )
-            padded = pad_ways(marked.planes[None], len(header.classes), family)
-            extent = extent_input(family, GraphRole.GUIDE, support.image_size)
-            with call.clock.measure(Stage.GUIDE):
-                outputs = await self._engine.run(
-                    family.name, GraphRole.GUIDE, {**features, "planes": padded, **extent}
-                )
+            marking = _Marking(support, header.classes, family, inferred, features)
+            outputs = await self._visits.outputs(
+                family, GraphRole.GUIDE, Stage.GUIDE, call, marking
+            )
             tensors = cut_shot(family, outputs, len(header.classes))
             nbytes = sum(tensor.nbytes for tensor in tensors.values())
-            return ShotGuidance(tensors, marked.ways, marked.has_background, nbytes)
+            return ShotGuidance(tensors, marking.ways, marking.has_background, nbytes)
 
         shot, _ = await self._cache.get(key, build)
         if not isinstance(shot, ShotGuidance):
@@ -347,6 +345,33 @@ class GuidanceBuilder:
     async def close(self) -> None:
         """Waits for handles that are being dropped."""
         await asyncio.gather(*self._dropping, return_exceptions=True)
+
+
+@dataclass(slots=True)
+class _Marking:
+    """Makes the inputs of ``guide``, and tells what is marked once it has.
+
+    Attributes:
+        ways: Ways (from 1) with a positive pixel.
+        has_background: Whether the annotation labels background.
+    """
+
+    support: Support
+    classes: Sequence[str]
+    family: ModelFamily
+    inferred: bool
+    features: Tensors
+    ways: frozenset[int] = frozenset()
+    has_background: bool = False
+
+    def __call__(self, clock: StageClock) -> Tensors:
+        """Feature maps and planes [1, ways, H, W]."""
+        with clock.measure(Stage.RASTERISE):
+            marked = shot_planes(self.support, self.classes, self.family, self.inferred)
+            padded = pad_ways(marked.planes[None], len(self.classes), self.family)
+        self.ways, self.has_background = marked.ways, marked.has_background
+        extent = extent_input(self.family, GraphRole.GUIDE, self.support.image_size)
+        return {**self.features, "planes": padded, **extent}
 
 
 def infers_background(family: ModelFamily, supports: Sequence[Support]) -> bool:

@@ -31,8 +31,13 @@ from service.core.types import Size, SourceImage
 
 _Plugin = Callable[[BytesIO], ImageFile.ImageFile]
 
+_JPEG_SIGNATURE: Final = b"\xff\xd8\xff"
+# A tenth of a millisecond of hashing; the segments of a photograph without much about it.
+_QUICK_BYTES: Final = 128 * 1024
+_QUICK_SEGMENTS: Final = 64
+
 _READ: Final[tuple[tuple[bytes, _Plugin], ...]] = (
-    (b"\xff\xd8\xff", JpegImageFile),
+    (_JPEG_SIGNATURE, JpegImageFile),
     (PNG_SIGNATURE, PngImageFile),
     (b"II*\0", TiffImageFile),
     (b"MM\0*", TiffImageFile),
@@ -101,6 +106,17 @@ def inspect(data: bytes, *, max_pixels: int, max_side: int = _MAX_SIDE) -> Sourc
     if _orientation(image) in _SWAPS_AXES:
         size = Size(size.width, size.height)
     return SourceImage(data=data, size=size, raw=False, digest=hashlib.sha256(data).hexdigest())
+
+
+def is_quick_to_inspect(data: bytes) -> bool:
+    """Whether ``inspect`` takes less time than a visit to a thread, whatever the bytes hold."""
+    if len(data) > _QUICK_BYTES or not data.startswith(_JPEG_SIGNATURE):
+        return False
+    try:
+        check_segments(data, _QUICK_SEGMENTS)
+    except ValueError:
+        return False
+    return True
 
 
 def raw_image(rgb: bytes, size: Size, *, max_pixels: int, max_side: int = _MAX_SIDE) -> SourceImage:

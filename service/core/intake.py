@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from service.core.annotations import check, digest, merge, weight
+from service.core.annotations import check, digest, is_light, merge, weight
 from service.core.calls import Call
 from service.core.counts import check_count
 from service.core.errors import AlreadyExistsError, FewSegError, OutOfLimitsError
@@ -16,6 +17,8 @@ from service.core.requests import BodyDigest
 from service.core.timing import Stage
 from service.core.types import AnnotationInput, Registration, Support, SupportInput
 from service.core.workers import CodecWorkers
+
+Result = TypeVar("Result")
 
 _NUMBERED = re.compile(r"support-([0-9]{1,9})")
 
@@ -40,8 +43,9 @@ class SupportIntake:
         """
         try:
             with call.clock.measure(Stage.RASTERISE):
-                annotation = await self._workers.run(
-                    check, given.annotation, given.image.size, classes, self._limits
+                annotation = await self._off_the_loop(
+                    given.annotation,
+                    partial(check, given.annotation, given.image.size, classes, self._limits),
                 )
         except FewSegError as error:
             raise error.within("annotation") from None
@@ -66,27 +70,34 @@ class SupportIntake:
         size = support.image_size
         try:
             with call.clock.measure(Stage.RASTERISE):
-                if extend:
-                    annotation = await self._workers.run(
-                        merge, support.annotation, given, size, classes, self._limits
-                    )
-                else:
-                    annotation = await self._workers.run(check, given, size, classes, self._limits)
+                work = (
+                    partial(merge, support.annotation, given, size, classes, self._limits)
+                    if extend
+                    else partial(check, given, size, classes, self._limits)
+                )
+                annotation = await self._off_the_loop(given, work)
         except FewSegError as error:
             raise error.within("annotation") from None
         return replace(support, annotation=annotation, annotation_digest=digest(annotation))
 
-    async def digest_of(self, *values: Any) -> str:
-        """SHA-256 of what a request asks for, in hexadecimal; large masks are hashed in a thread.
+    async def _off_the_loop(
+        self, annotation: AnnotationInput, work: Callable[[], Result]
+    ) -> Result:
+        """Works on an annotation: in a thread, unless it takes less time than the way there."""
+        return work() if is_light(annotation) else await self._workers.run(work)
+
+    async def digest_of_registration(self, registration: Registration) -> str:
+        """SHA-256 of what a registration asks for, in hexadecimal; masks are hashed in a thread."""
+        return await self._workers.run(registration_digest, registration)
+
+    async def digest_of_annotation(self, annotation: AnnotationInput, *values: Any) -> str:
+        """SHA-256 of a request that sets an annotation, in hexadecimal.
 
         Args:
-            *values: A ``Registration``, or the values of a request.
+            annotation: The annotation.
+            *values: All that the request says, the annotation among it.
         """
-        match values:
-            case (Registration() as registration,):
-                return await self._workers.run(registration_digest, registration)
-            case _:
-                return await self._workers.run(lambda: BodyDigest(*values).hexdigest())
+        return await self._off_the_loop(annotation, lambda: BodyDigest(*values).hexdigest())
 
     async def count_in(self, body: BodyDigest, given: SupportInput) -> None:
         """Counts a support into the digest of the request that carries it."""

@@ -14,17 +14,18 @@ _STRAY: Final = frozenset({0x00, 0xFF})
 _MOST_STEPS: Final = 10_000
 
 
-def check_segments(jpeg: bytes) -> None:
+def check_segments(jpeg: bytes, most_steps: int = _MOST_STEPS) -> None:
     """Refuses a file that takes long to read before its pixels begin.
 
     Args:
         jpeg: The file, which may be damaged or cut off.
+        most_steps: How many segments and stray bytes it may have.
 
     Raises:
         ValueError: Segments and stray bytes are more than any picture has.
     """
     position = _SOI_BYTES
-    for _ in range(_MOST_STEPS):
+    for _ in range(most_steps):
         marker = jpeg[position : position + 2]
         if len(marker) < 2 or marker == _SCAN:
             return

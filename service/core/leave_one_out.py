@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from service.core.calls import Call
 from service.core.deciding import MaskDecider
-from service.core.family import GraphRole, ModelFamily
+from service.core.family import ModelFamily
 from service.core.features import ImageFeatures
 from service.core.guidance import GuidanceBuilder, ShotGuidance, ShotSet
 from service.core.merging import pad_guidance
@@ -29,7 +29,7 @@ class LeaveOneOut:
     Args:
         builder: Guidance of shots.
         features: Of support images.
-        decider: From logits to labels.
+        decider: From feature maps to labels.
         store: Support images whose features are gone.
         workers: Rasterise.
     """
@@ -131,10 +131,14 @@ class LeaveOneOut:
             await self._builder.merge(family, others, call),
             len(header.classes),
         )
-        logits = await self._decider.logits(family, GraphRole.DECODE, {**query, **guidance}, call)
         plane = family.extent(support.image_size)
         mask = await self._decider.decided(
-            family, logits, len(header.classes), original=support.image_size, output=plane
+            family,
+            {**query, **guidance},
+            len(header.classes),
+            call,
+            original=support.image_size,
+            output=plane,
         )
         labels = await self._workers.run(
             label_plane, support.annotation, support.image_size, plane, header.classes, family

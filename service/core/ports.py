@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -15,6 +15,10 @@ from service.core.types import SourceImage, Support, TaskHeader, TaskName, TaskR
 
 #: Tensors by name. Every tensor has the batch as dimension 0.
 Tensors = Mapping[str, NDArray[Any]]
+#: What a graph gave, by name.
+Outputs = dict[str, NDArray[Any]]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,39 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Lets everything go."""
+        ...
+
+
+@runtime_checkable
+class HostingEngine(Engine, Protocol):
+    """An engine whose threads also do the work right before and right after a graph run.
+
+    Only where the graph runs in this process: a visit to a thread then costs as much as the work.
+    """
+
+    async def run_hosting(
+        self,
+        family: str,
+        role: GraphRole,
+        prepare: Callable[[], Tensors],
+        finish: Callable[[Outputs], Result],
+        *,
+        guidance: GuidanceHandle | None = None,
+        deadline: float | None = None,
+    ) -> Result:
+        """As ``Engine.run``, with inputs made and outputs used in the thread of the run.
+
+        Args:
+            family: Family name.
+            role: Which graph.
+            prepare: Makes the input tensors. What it raises is raised here.
+            finish: Gets the output tensors; likewise.
+            guidance: See ``Engine.run``.
+            deadline: Likewise.
+
+        Returns:
+            What ``finish`` made.
+        """
         ...
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
-
-from numpy.typing import NDArray
 
 from service.core.admission import Admission
 from service.core.calls import Call, running
@@ -21,17 +18,17 @@ from service.core.errors import (
     UnavailableError,
 )
 from service.core.family import GraphRole, ModelFamily
-from service.core.features import ImageFeatures, ImageLoader
+from service.core.features import ImageFeatures, ImageLoader, NetworkImage
 from service.core.guidance import GuidanceBuilder, TaskGuidance
 from service.core.limits import Limits
 from service.core.output_limits import check_given_size, check_output
-from service.core.ports import Store, Telemetry
+from service.core.ports import Store, Telemetry, Tensors
 from service.core.refusals import support_not_found
-from service.core.resize import extent_input
 from service.core.timing import Stage
 from service.core.types import (
     ClassResult,
     DecidedMask,
+    EncodedMask,
     OutputOptions,
     Query,
     Segmentation,
@@ -41,6 +38,7 @@ from service.core.types import (
     TaskName,
     TaskRecord,
 )
+from service.core.visits import Prepare
 
 _RecordLoader = Callable[[], Awaitable[TaskRecord]]
 
@@ -244,24 +242,31 @@ class Segmenter:
         except InvalidArgumentError as error:
             raise error.within("image") from None
         guidance, guidance_reused = await guide(False)
+
+        async def decided() -> tuple[DecidedMask, EncodedMask]:
+            try:
+                return await self._decider.encoded(
+                    family,
+                    role,
+                    inputs,
+                    len(header.classes),
+                    call,
+                    handle=guidance.handle,
+                    original=image.size,
+                    output=output,
+                    options=options,
+                )
+            except InvalidArgumentError as error:
+                raise error.within("image") from None
+
         try:
-            logits = await self._decider.logits(family, role, inputs, call, handle=guidance.handle)
+            mask, content = await decided()
         except UnavailableError as error:
             if error.reason != "GUIDANCE_DROPPED":
                 raise
             # The engine lost it, by a family that left and came back: once more.
             guidance, guidance_reused = await guide(True)
-            logits = await self._decider.logits(family, role, inputs, call, handle=guidance.handle)
-        mask, content = await self._decider.encoded(
-            family,
-            logits,
-            len(header.classes),
-            call,
-            original=image.size,
-            output=output,
-            format_=options.format,
-            probabilities=options.probabilities,
-        )
+            mask, content = await decided()
         return Segmentation(
             mask=content,
             classes=_class_results(header, mask),
@@ -275,11 +280,10 @@ class Segmenter:
 
     async def _query_inputs(
         self, family: ModelFamily, image: _QueryImage, call: Call
-    ) -> tuple[GraphRole, dict[str, NDArray[Any]], bool]:
+    ) -> tuple[GraphRole, Tensors | Prepare, bool]:
         if not self._features.worth_keeping(family, image.digest):
-            pixels = await self._features.network_image(family, await image.load(), call)
             role = GraphRole.QUERY_DECODER
-            return role, {"image": pixels, **extent_input(family, role, image.size)}, False
+            return role, NetworkImage(await image.load(), family, role), False
         inputs, reused = await self._features.of_query(
             family, image.digest, image.size, image.load, call
         )

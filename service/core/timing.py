@@ -28,8 +28,8 @@ class Stage(StrEnum):
 class StageClock:
     """Adds up the seconds of each stage of one call.
 
-    Not thread-safe: one call owns one clock. Work that runs in a worker thread
-    is measured by the thread that awaits it.
+    Not thread-safe: one call owns one clock, and a visit to a worker thread another, merged
+    into it when the visit is over.
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,11 @@ class StageClock:
     def add(self, stage: Stage, seconds: float) -> None:
         """Adds seconds to ``stage``."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def merge(self, other: StageClock) -> None:
+        """Adds the stages of another clock."""
+        for stage, seconds in other.seconds.items():
+            self.add(stage, seconds)
 
     def total(self) -> float:
         """Seconds since the clock was made."""

@@ -6,16 +6,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
 from numpy.typing import NDArray
 
 from service.core.errors import RepositoryError, UnavailableError
 from service.core.family import GraphRole
-from service.core.ports import Discovery, GuidanceHandle, Telemetry, Tensors
+from service.core.ports import Discovery, GuidanceHandle, Outputs, Telemetry, Tensors
+from service.core.workers import WorkerThreads
 from service.engines.config_files import config_path
 from service.engines.feeds import (
     batch_of,
@@ -86,7 +86,7 @@ class EmbeddedEngine:
         self._handle_numbers = itertools.count(1)
         self._loading = asyncio.Lock()
         self._closed = False
-        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="fewseg-graph")
+        self._threads_of_graphs = WorkerThreads(workers, "fewseg-graph")
 
     @property
     def name(self) -> str:
@@ -150,7 +150,7 @@ class EmbeddedEngine:
         *,
         guidance: GuidanceHandle | None = None,
         deadline: float | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    ) -> Outputs:
         """Runs one graph or ensemble; see ``service.core.ports.Engine.run``.
 
         A run whose deadline passes, or whose task is cancelled, frees its worker before the next
@@ -163,17 +163,34 @@ class EmbeddedEngine:
             DeadlineExceededError: The deadline passed (DEADLINE_EXCEEDED).
             ValueError: The inputs are not those of the graph.
         """
+        return await self.run_hosting(
+            family,
+            role,
+            lambda: inputs,
+            lambda outputs: outputs,
+            guidance=guidance,
+            deadline=deadline,
+        )
+
+    async def run_hosting(
+        self,
+        family: str,
+        role: GraphRole,
+        prepare: Callable[[], Tensors],
+        finish: Callable[[Outputs], _T],
+        *,
+        guidance: GuidanceHandle | None = None,
+        deadline: float | None = None,
+    ) -> _T:
+        """As ``run``; see ``service.core.ports.HostingEngine``. Raises as ``run`` does."""
         model = self._model(family, role)
-        feeds = dict(inputs)
-        if guidance is not None:
-            feeds.update(self._guidance_of(family, guidance, batch_of(inputs)))
-        check_feeds(model, feeds)
+        kept = None if guidance is None else self._guidance_of(family, guidance)
         remaining = remaining_seconds(deadline)
         run = Run()
-        future = asyncio.wrap_future(self._executor.submit(_execute, model, feeds, run, deadline))
+        visit = _Visit(model, prepare, finish, kept, run, deadline)
         try:
             async with asyncio.timeout(remaining):
-                return await future
+                return await self._threads_of_graphs.run(visit)
         except TimeoutError:
             raise deadline_exceeded() from None
         finally:
@@ -201,7 +218,7 @@ class EmbeddedEngine:
     async def close(self) -> None:
         """Lets everything go once the runs in flight have ended. Closing twice is harmless."""
         self._closed = True
-        await asyncio.to_thread(self._executor.shutdown)
+        await asyncio.to_thread(self._threads_of_graphs.close)
         for family in tuple(self._families):
             self._forget(family)
 
@@ -240,30 +257,43 @@ class EmbeddedEngine:
             raise ValueError(f"family {family} has no {role.value}")
         return loaded.models[role]
 
-    def _guidance_of(
-        self, family: str, handle: GuidanceHandle, batch: int
-    ) -> dict[str, NDArray[Any]]:
-        """The tensors behind a handle, once per query of the batch."""
+    def _guidance_of(self, family: str, handle: GuidanceHandle) -> Tensors:
+        """The tensors behind a handle, of batch 1."""
         check_handle(handle, family)
         kept = self._guidance.get(handle.key)
         if kept is None:
             raise guidance_dropped()
-        return repeated(kept.tensors, batch)
+        return kept.tensors
 
 
-def _execute(
-    model: Runnable, feeds: Tensors, run: Run, deadline: float | None
-) -> dict[str, NDArray[Any]]:
-    """Runs a model in a worker thread."""
-    remaining_seconds(deadline)
-    try:
-        return model.run(feeds, run)
-    except StoppedError:
-        raise deadline_exceeded() from None
-    # Each failure of the runtime has a class of its own, with no base but this.
-    except Exception as error:
-        raise UnavailableError(
-            "ENGINE_FAILED",
-            f"The engine failed to run {model.model}.",
-            retry_after=_RETRY_SECONDS,
-        ) from error
+@dataclass(frozen=True, slots=True)
+class _Visit(Generic[_T]):
+    """What one visit to a worker thread does."""
+
+    model: Runnable
+    prepare: Callable[[], Tensors]
+    finish: Callable[[Outputs], _T]
+    guidance: Tensors | None
+    run: Run
+    deadline: float | None
+
+    def __call__(self) -> _T:
+        remaining_seconds(self.deadline)
+        feeds = dict(self.prepare())
+        if self.guidance is not None:
+            feeds.update(repeated(self.guidance, batch_of(feeds)))
+        check_feeds(self.model, feeds)
+        return self.finish(self._outputs(feeds))
+
+    def _outputs(self, feeds: Tensors) -> Outputs:
+        try:
+            return self.model.run(feeds, self.run)
+        except StoppedError:
+            raise deadline_exceeded() from None
+        # Each failure of the runtime has a class of its own, with no base but this.
+        except Exception as error:
+            raise UnavailableError(
+                "ENGINE_FAILED",
+                f"The engine failed to run {self.model.model}.",
+                retry_after=_RETRY_SECONDS,
+            ) from error

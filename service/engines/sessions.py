@@ -52,13 +52,14 @@ class Run:
 
     def __init__(self) -> None:
         self.ran: list[GraphRole] = []
-        self._options = onnxruntime.RunOptions()
-        # What goes wrong is raised; the runtime would write it to stderr as well.
-        self._options.log_severity_level = _FATAL
+        self._stopped = False
+        self._options: Any = None
 
     def stop(self) -> None:
-        """Makes the run raise ``StoppedError`` between two nodes of its graph."""
-        self._options.terminate = True
+        """Makes the run raise ``StoppedError`` between two nodes of its graph, or before it."""
+        self._stopped = True
+        if self._options is not None:
+            self._options.terminate = True
 
     def execute(
         self, role: GraphRole, session: Any, outputs: Sequence[str], feeds: Arrays
@@ -68,10 +69,17 @@ class Run:
         Raises:
             StoppedError: ``stop`` was called.
         """
+        options = onnxruntime.RunOptions()
+        # What goes wrong is raised; the runtime would write it to stderr as well.
+        options.log_severity_level = _FATAL
+        # In this order, so that a stop meanwhile is seen by one of the two.
+        self._options = options
+        if self._stopped:
+            raise StoppedError
         try:
-            values = session.run(outputs, feeds, self._options)
+            values = session.run(outputs, feeds, options)
         except Exception:
-            if self._options.terminate:
+            if self._stopped:
                 raise StoppedError from None
             raise
         self.ran.append(role)

@@ -7,12 +7,12 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from service.core.errors import FewSegError
 from service.core.records import RecordError
+from service.core.workers import WorkerThreads
 from service.stores.refusals import store_full, store_unavailable
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Lane:
     """
 
     def __init__(self, name: str, begin: str, on_close: Callable[[], None] = lambda: None) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._thread = WorkerThreads(1, name)
         self._begin = begin
         self._on_close = on_close
         self._connection: sqlite3.Connection | None = None
@@ -80,7 +80,7 @@ class Lane:
             self._connection = connect()
 
         try:
-            await asyncio.get_running_loop().run_in_executor(self._executor, connect_here)
+            await self._thread.run(connect_here)
         except BaseException:
             await self.close()
             raise
@@ -94,19 +94,21 @@ class Lane:
         """
         if self._closed:
             raise store_unavailable()
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._transact, work
-        )
+        return await self._thread.run(self._transact, work)
 
     async def close(self) -> None:
         """Ends the thread once the work that waits is done. Closing twice is harmless."""
         if self._closed:
             return
         self._closed = True
-        closing = self._executor.submit(self._disconnect)
-        self._executor.shutdown(wait=False)
         # Shielded: a cancelled caller must not take the closing itself back.
-        await asyncio.shield(asyncio.wrap_future(closing))
+        await asyncio.shield(asyncio.ensure_future(self._end()))
+
+    async def _end(self) -> None:
+        try:
+            await self._thread.run(self._disconnect)
+        finally:
+            self._thread.close()
 
     def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._connection

@@ -26,9 +26,9 @@ class NotedEngine(EmbeddedEngine):
         super().__init__(repository, telemetry=CountingTelemetry(), threads=1)
         self.roles = []
 
-    async def run(self, family, role, inputs, **more):
+    async def run_hosting(self, family, role, prepare, finish, **more):
         self.roles.append(role)
-        return await super().run(family, role, inputs, **more)
+        return await super().run_hosting(family, role, prepare, finish, **more)
 
     def since(self):
         roles, self.roles = self.roles, []

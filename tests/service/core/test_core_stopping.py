@@ -43,7 +43,7 @@ def working(work: Callable[[], Result], abandoned: threading.Event) -> Result:
     """Runs work as a worker thread does, in a context of its own."""
 
     def begin() -> Result:
-        stop_when(abandoned)
+        stop_when(abandoned.is_set)
         return work()
 
     return contextvars.copy_context().run(begin)
