@@ -29,7 +29,6 @@ _CONSTANTS = {
     "tiny": np.array(1e-5, np.float32),
     "eps": np.array(1e-6, np.float32),
     "half": np.array(0.5, np.float32),
-    "near_enough": np.array(0.9, np.float32),
     "scale": np.array(20, np.float32),
     "floor": np.array(-40, np.float32),
     "row_axes": np.array([1, 3], np.int64),
@@ -377,7 +376,7 @@ def _positions_decode(family: TinyFamily) -> onnx.ModelProto:
           shots = ReduceSum <keepdims = 1> (weights, axis_1)
           shots_flat = Squeeze (shots, axis_1)
           mean = Div (total, shots_flat)
-          above = Sub (mean, near_enough)
+          above = Sub (mean, half)
           margins = Mul (above, scale)
           logits = Reshape (margins, maps)
         }}""",
