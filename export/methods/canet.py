@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from export.methods.blocks import ImagenetInput, corner_matrix, residual_stage
-
-CHANNELS = 256
-"""Of phi, of z and of everything after them."""
+from export.methods.refinement import (
+    CHANNELS,
+    ComparedFeatures,
+    ComparedVectors,
+    Refinement,
+    comparing_convolution,
+    convolution_at,
+    pyramid,
+    residual_branch,
+)
 
 AREA_EPSILON = 5e-4
 """Added to the area of a shrunk mask."""
-
-COMPARISON_DILATION = 2
-"""Of the convolution that compares; its padding as well."""
-
-_RATES = (6, 12, 18)
-"""Dilations of the pyramid's 3x3 convolutions."""
 
 
 class CanetNetwork(nn.Module):
@@ -42,22 +43,11 @@ class CanetNetwork(nn.Module):
         self.layer2 = residual_stage(256, 128, 4, stride=2, stride_first=True)
         self.layer3 = residual_stage(512, 256, 6, dilation=2)
         self.layer5 = _activated(nn.Conv2d(512 + 1024, CHANNELS, 3, padding=2, dilation=2))
-        self.layer55 = _activated(
-            nn.Conv2d(
-                2 * CHANNELS,
-                CHANNELS,
-                3,
-                padding=COMPARISON_DILATION,
-                dilation=COMPARISON_DILATION,
-            )
-        )
-        self.residule1 = _residual(CHANNELS + 2)
-        self.residule2 = _residual(CHANNELS)
-        self.residule3 = _residual(CHANNELS)
-        self.layer6_0 = _activated(nn.Conv2d(CHANNELS, CHANNELS, 1))
-        self.layer6_1 = _activated(nn.Conv2d(CHANNELS, CHANNELS, 1))
-        for number, rate in enumerate(_RATES, 2):
-            convolution = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=rate, dilation=rate)
+        self.layer55 = _activated(comparing_convolution(vectors=1))
+        self.residule1 = residual_branch(CHANNELS + 2)
+        self.residule2 = residual_branch(CHANNELS)
+        self.residule3 = residual_branch(CHANNELS)
+        for number, convolution in enumerate(pyramid()):
             self.add_module(f"layer6_{number}", _activated(convolution))
         self.layer7 = _activated(nn.Conv2d(5 * CHANNELS, CHANNELS, 1))
         self.layer9 = nn.Conv2d(CHANNELS, 2, 1)
@@ -117,53 +107,26 @@ class CanetGuide(nn.Module):
         return vectors, (masks.amax(dim=(2, 3)) > 0).float()
 
 
-class CanetQuery(nn.Module):
+class CanetQuery(ComparedFeatures):
     """The `query_features` graph: the query's half of the comparing convolution."""
 
     def __init__(self, network: CanetNetwork) -> None:
-        super().__init__()
-        convolution = _convolution(network.layer55)
-        self.weight = nn.Parameter(convolution.weight[:, :CHANNELS])
-        self.bias = convolution.bias
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Convolves phi [batch, 256, h, w] to float32 [batch, 256, h, w]."""
-        return nn.functional.conv2d(
-            features,
-            self.weight,
-            self.bias,
-            padding=COMPARISON_DILATION,
-            dilation=COMPARISON_DILATION,
-        )
+        super().__init__(convolution_at(network.layer55))
 
 
 class _Refinement(nn.Module):
     """From the two halves of a comparison to margins, pass by pass."""
 
-    taps: Tensor
-
     def __init__(self, network: CanetNetwork, grid: tuple[int, int], iterations: int) -> None:
         super().__init__()
-        self.network = network
         self.iterations = iterations
-        self.weight = nn.Parameter(_convolution(network.layer55).weight[:, CHANNELS:].flatten(2))
-        # How much of each tap of a convolution over a constant map lies inside of it.
-        taps = nn.functional.conv2d(
-            torch.ones(1, 1, *grid),
-            torch.eye(9).reshape(9, 1, 3, 3),
-            padding=COMPARISON_DILATION,
-            dilation=COMPARISON_DILATION,
+        self.compared_vectors = ComparedVectors(convolution_at(network.layer55), grid)
+        self.refinement = Refinement(
+            branches=(network.residule1, network.residule2, network.residule3),
+            levels=[network.get_submodule(f"layer6_{number}") for number in range(5)],
+            merging=network.layer7,
+            last=network.layer9,
         )
-        self.register_buffer("taps", taps[0])
-        entry = _convolution(network.residule1, 1)
-        self.entry_weight = nn.Parameter(entry.weight[:, :CHANNELS])
-        self.entry_bias = entry.bias
-        self.history_weight = nn.Parameter(entry.weight[:, CHANNELS:])
-        # Only the margin decides, and the soft-max of two is its logistic function.
-        last = network.layer9
-        assert last.bias is not None
-        self.last_weight = nn.Parameter(last.weight[1:] - last.weight[:1])
-        self.last_bias = nn.Parameter(last.bias[1:] - last.bias[:1])
 
     def forward(self, compared: Tensor, vectors: Tensor) -> Tensor:
         """Returns the last pass' margins.
@@ -180,37 +143,13 @@ class _Refinement(nn.Module):
 
     def passes(self, compared: Tensor, vectors: Tensor) -> Iterator[Tensor]:
         """Yields the margins of each pass, float32 [batch, K, h, w]."""
-        guided = torch.relu(compared[:, None] + self._tiled(vectors)).flatten(0, 1)
-        entry = nn.functional.conv2d(guided, self.entry_weight, self.entry_bias, padding=1)
-        margins = self._refined(guided, entry)
-        yield margins.reshape(*vectors.shape[:2], *margins.shape[2:])
-        for _ in range(1, self.iterations):
-            foreground = torch.sigmoid(margins)
-            history = torch.cat([1.0 - foreground, foreground], dim=1)
-            seen = nn.functional.conv2d(history, self.history_weight, padding=1)
-            margins = self._refined(guided, entry + seen)
+        guided = torch.relu(compared[:, None] + self.compared_vectors(vectors)).flatten(0, 1)
+        entered = self.refinement.entered(guided)
+        foreground = None
+        for _ in range(self.iterations):
+            margins = self.refinement(guided, entered, foreground)
             yield margins.reshape(*vectors.shape[:2], *margins.shape[2:])
-
-    def _tiled(self, vectors: Tensor) -> Tensor:
-        """The guidance's half of the comparison: float32 [batch, K, 256, h, w].
-
-        A convolution over a tiled vector is the same everywhere but at the border, where some taps
-        meet padding: nine products per channel say it all.
-        """
-        products = torch.einsum("bkc,oct->bkot", vectors, self.weight)
-        maps = products @ self.taps.flatten(1)
-        return maps.reshape(*maps.shape[:3], *self.taps.shape[1:])
-
-    def _refined(self, guided: Tensor, entry: Tensor) -> Tensor:
-        """Runs what follows the history's way in: margins [batch * K, 1, h, w]."""
-        network = self.network
-        maps = guided + _convolution(network.residule1, 3)(torch.relu(entry))
-        maps = maps + network.residule2(maps)
-        maps = maps + network.residule3(maps)
-        whole = network.layer6_0(maps.mean(dim=(2, 3), keepdim=True)).expand_as(maps)
-        levels = [network.get_submodule(f"layer6_{number}")(maps) for number in range(1, 5)]
-        merged = network.layer7(torch.cat([whole, *levels], dim=1))
-        return nn.functional.conv2d(merged, self.last_weight, self.last_bias)
+            foreground = torch.sigmoid(margins)
 
 
 class CanetDecode(nn.Module):
@@ -272,19 +211,3 @@ class CanetShotsDecode(nn.Module):
 
 def _activated(convolution: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(convolution, nn.ReLU())
-
-
-def _residual(inputs: int) -> nn.Sequential:
-    """ReLU and convolution, twice; the checkpoint numbers the convolutions 1 and 3."""
-    return nn.Sequential(
-        nn.ReLU(),
-        nn.Conv2d(inputs, CHANNELS, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1),
-    )
-
-
-def _convolution(layers: nn.Sequential, position: int = 0) -> nn.Conv2d:
-    convolution = layers[position]
-    assert isinstance(convolution, nn.Conv2d)
-    return convolution
