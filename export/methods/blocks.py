@@ -118,6 +118,31 @@ def residual_stage(
     return nn.Sequential(first, *rest)
 
 
+class CaffeResnet50(nn.Module):
+    """ResNet-50 as CANet and its relatives have it.
+
+    The first 1x1 convolution of a block takes its stride, the pool rounds up, the third stage is
+    dilated, and there is no fourth.
+    """
+
+    def __init__(self) -> None:
+        """Builds the trunk with random weights."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)
+        self.layer1 = residual_stage(64, 64, 3)
+        self.layer2 = residual_stage(256, 128, 4, stride=2, stride_first=True)
+        self.layer3 = residual_stage(512, 256, 6, dilation=2)
+
+    def middle(self, images: Tensor) -> Tensor:
+        """Second and third stage, float32 [batch, 512 + 1024, h, w], of images [batch, 3, H, W]."""
+        maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        second = self.layer2(self.layer1(maps))
+        return torch.cat([second, self.layer3(second)], dim=1)
+
+
 def planar(image: Tensor) -> Tensor:
     """Turns an image tensor [batch, H, W, 3] into float32 [batch, 3, H, W]."""
     return image.permute(0, 3, 1, 2).float()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from export.methods.blocks import ImagenetInput, corner_matrix, residual_stage
+from export.methods.blocks import CaffeResnet50, ImagenetInput, corner_matrix
 from export.methods.refinement import (
     CHANNELS,
     ComparedFeatures,
@@ -29,19 +29,12 @@ AREA_EPSILON = 5e-4
 """Added to the area of a shrunk mask."""
 
 
-class CanetNetwork(nn.Module):
+class CanetNetwork(CaffeResnet50):
     """The network with the keys of the official checkpoints (without their leading `module.`)."""
 
     def __init__(self) -> None:
         """Builds the network with random weights."""
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)
-        self.layer1 = residual_stage(64, 64, 3)
-        self.layer2 = residual_stage(256, 128, 4, stride=2, stride_first=True)
-        self.layer3 = residual_stage(512, 256, 6, dilation=2)
         self.layer5 = _activated(nn.Conv2d(512 + 1024, CHANNELS, 3, padding=2, dilation=2))
         self.layer55 = _activated(comparing_convolution(vectors=1))
         self.residule1 = residual_branch(CHANNELS + 2)
@@ -54,9 +47,7 @@ class CanetNetwork(nn.Module):
 
     def phi(self, images: Tensor) -> Tensor:
         """Computes features, float32 [batch, 256, h, w], of normalised images [batch, 3, H, W]."""
-        maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        middle = self.layer2(self.layer1(maps))
-        features: Tensor = self.layer5(torch.cat([middle, self.layer3(middle)], dim=1))
+        features: Tensor = self.layer5(self.middle(images))
         return features
 
 
