@@ -55,7 +55,7 @@ class PmmsNetwork(nn.Module):
         """Builds the network with random weights."""
         super().__init__()
         self.recurrent = recurrent
-        self.mixtures = RECURRENT if recurrent else MIXED
+        self.mixtures = list(RECURRENT if recurrent else MIXED)
         normalised = not recurrent
         joined = CHANNELS + (2 if recurrent else 0)
         self.model_res = CaffeResnet50()
@@ -148,7 +148,7 @@ class PmmsMerge(nn.Module):
             seed: Of torch's generator.
         """
         super().__init__()
-        self.mixtures = tuple(mixtures)
+        self.mixtures = list(mixtures)
         generator = torch.Generator().manual_seed(seed)
         drawn = [torch.randn(count, CHANNELS, generator=generator) for count in self.mixtures]
         self.register_buffer("start", nn.functional.normalize(torch.cat(drawn), dim=1))
@@ -177,7 +177,8 @@ class PmmsMerge(nn.Module):
         """Mixtures of points [batch, 1, P, 256] under cells [batch, shots, ways, h, w]."""
         shares = cells.flatten(3).transpose(1, 2).flatten(2).unsqueeze(3)
         found = [
-            _directions(points, shares, real, start) for start in self.start.split(self.mixtures)
+            _directions(points, shares, real, start)
+            for start in torch.split(self.start, self.mixtures)
         ]
         return torch.cat(found, dim=2)
 
@@ -250,8 +251,8 @@ class PmmsDecode(nn.Module):
         seen: Tensor | None = None
         differences = []
         stages = zip(
-            foreground.split(self.mixtures, dim=2),
-            background.split(self.mixtures, dim=2),
+            torch.split(foreground, self.mixtures, dim=2),
+            torch.split(background, self.mixtures, dim=2),
             strict=True,
         )
         for objects, others in stages:
@@ -268,7 +269,7 @@ class PmmsDecode(nn.Module):
         """Adds up the comparisons with all directions: float32 [batch * ways, 256, h, w]."""
         alike = [
             torch.relu(compared[:, None] + self.vectors(direction.squeeze(2)))
-            for direction in objects.split(1, dim=2)
+            for direction in torch.split(objects, 1, dim=2)
         ]
         maps = torch.stack(alike).sum(dim=0).flatten(0, 1)
         if self.recurrent:
