@@ -9,6 +9,7 @@ shape and the seed.
 from __future__ import annotations
 
 import json
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,11 @@ def read_cases(folder: Path, names: Sequence[str] = ()) -> list[Case]:
     return [_case(folder, entry) for entry in _entries(folder, names)]
 
 
+def case_names(folder: Path, names: Sequence[str] = ()) -> list[str]:
+    """Names of the cases of a folder; see `read_cases` for the arguments and errors."""
+    return [entry["name"] for entry in _entries(folder, names)]
+
+
 def seeded_tensor(key: str, shape: Sequence[int], seed: int) -> torch.Tensor:
     """Rebuilds one tensor of the seeded weights.
 
@@ -183,7 +189,7 @@ def _read_arrays(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise GoldenError(f"{path} cannot be read ({error}); copy it again.") from error
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from export.family import Family
 from export.goldens import Golden, read_goldens
 from export.repository import remove_family, write_family
-from export.verification.measures import Measure
+from export.verification.measures import Measure, measured, not_run, read_each
 from export.verification.stored import StoredFamily, TorchFamily
 from export.verification.task import Episode, Outcome, compare_ensembles, run_episode
 
@@ -111,14 +111,16 @@ def verify(
         repository: Where families are written while they are verified; None for a temporary place.
 
     Yields:
-        A measure for each quantity of each stage.
+        A measure for each quantity of each stage; one without an error for what cannot be run.
 
     Raises:
         GoldenError: The folder is not usable.
         ExportError: The export itself fails.
     """
     groups: dict[Hashable, list[Golden]] = {}
-    for golden in read_goldens(goldens, names):
+    cases, unreadable = read_each(goldens, names, read_goldens)
+    yield from unreadable
+    for golden in cases:
         groups.setdefault(method.export_key(golden), []).append(golden)
     for group in groups.values():
         # One family at a time, in a folder of its own: some hold hundreds of megabytes.
@@ -127,9 +129,10 @@ def verify(
             family = method.export(group[0], goldens, Path(folder))
             with written(family, root):
                 for golden in group:
-                    yield from _verify_graphs(method, golden, family, root)
+                    yield from measured(golden.name, _verify_graphs(method, golden, family, root))
                     if gateway is not None:
-                        yield from _verify_served(method, golden, root, family.alias, gateway)
+                        served = _verify_served(method, golden, root, family.alias, gateway)
+                        yield from measured(golden.name, served)
 
 
 @contextmanager
@@ -168,6 +171,6 @@ def _verify_served(
             method.application(golden), repository, alias, gateway
         )
     except (FewSegError, ImportError) as error:
-        yield Measure(golden.name, gateway.stage, "mask", None, 0, reason=str(error))
+        yield not_run(golden.name, gateway.stage, error)
         return
     yield from method.compare_served(golden, mask, probabilities, gateway.stage)

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.goldens import Case
+from export.errors import GoldenError
+from export.goldens import Case, case_names
 from export.verification.comparing import crop, map_error, relative, softmax, stored_map, worst
 from export.verification.episode import Outcome, annotation_planes
 
@@ -37,6 +40,15 @@ HALF_ROUNDING = 2.0**-7
 """Rounding of a logit of 16 and more that the goldens store in float16."""
 
 
+CASE = "golden case"
+"""Stage of what is wrong with a case as a whole."""
+
+UNRUNNABLE = (GoldenError, KeyError, ValueError)
+"""What a case that lacks numbers, or holds others than it says, fails with."""
+
+Stored = TypeVar("Stored")
+
+
 @dataclass(frozen=True, slots=True)
 class Measure:
     """One comparison.
@@ -61,6 +73,41 @@ class Measure:
     def passed(self) -> bool:
         """Whether it ran and the error is within the tolerance."""
         return self.error is not None and self.error <= self.tolerance
+
+
+def not_run(case: str, stage: str, error: Exception) -> Measure:
+    """Says why a case, or one of its stages, could not be run."""
+    reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    return Measure(case, stage, "all", None, 0, reason=reason or type(error).__name__)
+
+
+def read_each(
+    folder: Path, names: Sequence[str], read: Callable[[Path, Sequence[str]], Sequence[Stored]]
+) -> tuple[list[Stored], list[Measure]]:
+    """Reads the golden cases of a folder one by one.
+
+    Returns:
+        The cases, in the folder's order, and a measure for each that cannot be read.
+
+    Raises:
+        GoldenError: The folder is not one of golden vectors, or lacks a case.
+    """
+    cases: list[Stored] = []
+    unreadable = []
+    for name in case_names(folder, names):
+        try:
+            cases.extend(read(folder, [name]))
+        except UNRUNNABLE as error:
+            unreadable.append(not_run(name, CASE, error))
+    return cases, unreadable
+
+
+def measured(case: str, measures: Iterator[Measure]) -> Iterator[Measure]:
+    """Passes on the measures of a case; one that cannot be run ends itself and nothing else."""
+    try:
+        yield from measures
+    except UNRUNNABLE as error:
+        yield not_run(case, CASE, error)
 
 
 def measure_planes(case: Case) -> Measure:

@@ -25,6 +25,9 @@ from export.verification.measures import (
     measure_outcome,
     measure_planes,
     measure_served,
+    measured,
+    not_run,
+    read_each,
 )
 from export.verification.stored import StoredFamily, TorchFamily
 
@@ -48,13 +51,14 @@ def verify_panet(
         repository: Where families are written while they are verified; None for a temporary place.
 
     Yields:
-        A measure for each quantity of each stage.
+        A measure for each quantity of each stage; one without an error for what cannot be run.
 
     Raises:
         GoldenError: The folder is not usable.
         ExportError: The export itself fails.
     """
-    cases = read_cases(goldens, names)
+    cases, unreadable = read_each(goldens, names, read_cases)
+    yield from unreadable
     shapes = read_keys(goldens)
     with tempfile.TemporaryDirectory(prefix="fewseg-verify-") as folder:
         cases.sort(key=_family_key)
@@ -65,9 +69,10 @@ def verify_panet(
             family = _family_of(checkpoint, size)
             with written(family, root):
                 for case in group:
-                    yield from _verify_case(case, family, root)
+                    yield from measured(case.name, _verify_case(case, family, root))
                     if gateway is not None:
-                        yield from _verify_served(case, family, root, gateway)
+                        served = _verify_served(case, family, root, gateway)
+                        yield from measured(case.name, served)
 
 
 def save_as_official(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -119,6 +124,6 @@ def _verify_served(
     try:
         mask, probabilities = segment_served(case, repository, family.alias, gateway)
     except (FewSegError, ImportError) as error:
-        yield Measure(case.name, gateway.stage, "mask", None, 0, reason=str(error))
+        yield not_run(case.name, gateway.stage, error)
         return
     yield from measure_served(case, gateway.stage, mask, probabilities)

@@ -18,8 +18,11 @@ from export.verification.measures import (
     TIE_MARGIN,
     Measure,
     decided_pixels,
+    measure_input,
     measure_planes,
     measure_served,
+    measured,
+    read_each,
 )
 from export.verification.panet import verify_panet
 from fewseg import Unavailable
@@ -59,6 +62,36 @@ def test_a_wrong_golden_number_is_noticed(tmp_path):
     assert result.exit_code == 1
     assert "s1_1way1shot_129, torch, scores: 1.0e-02 where 2.0e-03 is allowed" in result.output
     assert "2 of 18 comparisons failed" in result.output
+
+
+def test_a_case_that_cannot_be_read_is_not_run_rather_than_passed(tmp_path):
+    folder = tmp_path / "goldens"
+    shutil.copytree(GOLDENS, folder)
+    damaged = folder / "s2_2way1shot_129.npz"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    cases, (measure,) = read_each(folder, (), read_cases)
+    assert [case.name for case in cases] == ["s1_1way1shot_129", "s3_1way5shot_129"]
+    assert not measure.passed
+    result = CliRunner().invoke(app, f"verify panet --goldens {folder} --case {measure.case}")
+    assert result.exit_code == 1
+    told = " ".join(result.output.split())
+    assert "s2_2way1shot_129, golden case, all: not run" in told
+    assert "1 of 1 comparisons failed or were not run" in told
+
+
+def test_a_case_that_lacks_a_number_ends_itself_and_keeps_what_it_measured():
+    case = read_cases(GOLDENS, ["s1_1way1shot_129"])[0]
+    lacking = dataclasses.replace(case, arrays={**case.arrays})
+    del lacking.arrays["query_tensor"]
+
+    def course():
+        yield measure_planes(lacking)
+        yield measure_input(lacking, case.arrays["query_tensor"][0])
+
+    planes, rest = measured(case.name, course())
+    assert planes.passed
+    assert not rest.passed
+    assert "query_tensor" in rest.reason
 
 
 def test_a_gateway_that_does_not_start_is_not_run_rather_than_passed(monkeypatch, family_stub):
