@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from export.check import check
-from export.check.parameters import ENSEMBLES
+from export.check.parameters import ENSEMBLES, parameters_of
 from export.configs import MODEL_FILE, VERSION, from_text, to_text
 from export.errors import ExportError
 from export.repository import (
@@ -59,6 +59,10 @@ class RepositoryFamily:
     def numbers(self, key: str) -> tuple[int, ...]:
         """A parameter that is a list of integers."""
         return tuple(map(int, self.parameter(key).split(",")))
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A parameter that is a JSON list of names; none if it is left out."""
+        return tuple(json.loads(parameters_of(self.configs["features"]).get(key, "[]")))
 
     def graph(self, role: str) -> bytes:
         """The serialised ONNX graph of a role."""

@@ -146,6 +146,8 @@ class Serving:
         min_side: Fewest rows and columns of an image that goes in at its own size.
         max_pixels: Most pixels of such an image.
         position_buckets: Where a guidance tensor stores positions: numbers of them to pad to.
+        merge_inputs: What a `merge` graph takes of every shot, stacked.
+        merge_judged: What it takes of the one shot that a run judges.
     """
 
     method: str
@@ -167,6 +169,8 @@ class Serving:
     min_side: int = MIN_NATIVE_SIDE
     max_pixels: int = 1024 * 1024
     position_buckets: tuple[int, ...] = ()
+    merge_inputs: tuple[str, ...] = ()
+    merge_judged: tuple[str, ...] = ()
 
     def parameters(self) -> dict[str, str]:
         """Returns the keys and values as docs/repository.md spells them."""
@@ -185,10 +189,15 @@ class Serving:
             "way_buckets": ",".join(map(str, self.way_buckets)),
             "shot_buckets": ",".join(map(str, self.shot_buckets)),
             **self._sizes(),
+            **self._merge(),
         }
         if self.position_buckets:
             values["position_buckets"] = ",".join(map(str, self.position_buckets))
         return {f"fewseg.{name}": value for name, value in values.items()}
+
+    def _merge(self) -> dict[str, str]:
+        named = {"merge_inputs": self.merge_inputs, "merge_judged": self.merge_judged}
+        return {key: json.dumps(list(names)) for key, names in named.items() if names}
 
     def _sizes(self) -> dict[str, str]:
         if self.input_size is None:

@@ -17,6 +17,7 @@ from export.derived import Derivation, RepositoryFamily, read_family, write_deri
 from export.errors import ExportError
 from export.graphs import OnnxGraph
 from export.half_graph import emulated, is_weighted, to_half
+from export.merging import merge_feeds
 from export.repository import Written
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -208,6 +209,8 @@ def _episode(
         seen = graphs["query_features"](_taken(family, "query_features", seen))
         maps |= {f"query_features: {name}": values for name, values in seen.items()}
     task = _task_guidance(family, guidance)
+    if "merge" in graphs:
+        task |= _merged_by_graph(family, graphs["merge"], {**shown, **guidance, "planes": planes})
     decoded = graphs["decode"](_taken(family, "decode", {**seen, **task}))
     return {**maps, "logits": decoded["logits"]}
 
@@ -220,11 +223,23 @@ def _task_guidance(family: RepositoryFamily, shot: Arrays) -> dict[str, NDArray[
     """Guidance of a task with one shot: its mean is itself, a stack has one more axis."""
     tensors: dict[str, NDArray[Any]] = {}
     for entry in json.loads(family.parameter("guidance")):
+        if entry["merge"] == "graph":
+            continue
         values = shot[entry["name"]]
         tensors[entry["name"]] = values[:, None] if entry["merge"] == "stack" else values
         if "validity" in entry:
             tensors[entry["validity"]] = np.ones((1, 1), np.float32)
     return tensors
+
+
+def _merged_by_graph(
+    family: RepositoryFamily, merge: OnnxGraph, shot: Arrays
+) -> dict[str, NDArray[Any]]:
+    """What `merge` makes of a task with one shot."""
+    alone = {name: values[0] for name, values in shot.items()}
+    judged = family.names("merge_judged")
+    made = merge(merge_feeds(family.names("merge_inputs"), [alone], judged, alone))
+    return {name: values[:, None] if judged else values for name, values in made.items()}
 
 
 def _errors(family: RepositoryFamily, wanted: Arrays, given: Arrays) -> dict[str, float]:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from export.check.parameters import parameters_of
 from export.errors import ExportError
+from export.merging import VALIDITY
 
 Shape = tuple[int, ...]
 
@@ -71,7 +73,7 @@ def profiles(
     Raises:
         ExportError: An input's rows and columns vary, for which TensorRT would need a profile each.
     """
-    axes = _named_axes(guidance)
+    axes = _named_axes(config, guidance)
     counts = {
         "ways": Range(ways[0], ways[0], ways[-1]),
         "planes": Range(1 + ways[0], 1 + ways[0], 1 + ways[-1]),
@@ -88,7 +90,8 @@ def profiles(
             name = next(names, None)
             if name is None:
                 raise ExportError(
-                    f"{config.name} takes images of any size; a TensorRT plan needs a fixed one. "
+                    f"{config.name} takes images of any size, or {tensor.name!r} has an open axis "
+                    "that fewseg.guidance does not name; a TensorRT plan needs a fixed one. "
                     "Leave this family to ONNX Runtime on CUDA."
                 )
             ranges.append(counts[name])
@@ -100,13 +103,20 @@ def profiles(
     return found
 
 
-def _named_axes(guidance: str) -> Mapping[str, tuple[str, ...]]:
-    """What the open axes of inputs count, by input, in their order."""
+def _named_axes(config: Any, guidance: str) -> Mapping[str, tuple[str, ...]]:
+    """What the open axes of a graph's inputs count, by input, in their order."""
+    values = parameters_of(config)
+    merging = values.get("role") == "merge"
+    of_every_shot = json.loads(values["merge_inputs"]) if merging else []
     axes: dict[str, tuple[str, ...]] = {"planes": ("planes",)}
     scopes = {"background_and_ways": ("planes",), "ways": ("ways",), "none": ()}
     for entry in json.loads(guidance):
         inner = scopes[entry["ways"]]
-        axes[entry["name"]] = ("shots", *inner) if entry["merge"] == "stack" else inner
+        by_shot = entry["merge"] == "stack" and not merging
+        if entry["merge"] == "graph" and "validity" in entry:
+            inner = ("shots", "shots", *inner) if "merge_judged" in values else ("shots", *inner)
+        axes[entry["name"]] = ("shots", *inner) if by_shot else inner
         if "validity" in entry:
             axes[entry["validity"]] = ("shots",)
-    return axes
+    axes |= {name: ("shots", *axes.get(name, ())) for name in of_every_shot}
+    return {**axes, VALIDITY: ("shots",)} if merging else axes

@@ -17,7 +17,8 @@ ROLES: Final = (
 REQUIRED_ROLES: Final = frozenset(ROLES) - {"query_features", "merge"}
 ENSEMBLES: Final = frozenset({"support_encoder", "query_decoder"})
 
-_MERGES: Final = {"mean": None, "weighted_mean": "weight", "stack": "validity"}
+#: Merge rules, and what an entry must say besides. What the merge graph makes may have a validity.
+_MERGES: Final = {"mean": None, "weighted_mean": "weight", "stack": "validity", "graph": None}
 _TARGETS: Final = ("input", "original", "longest_square", "output")
 
 
@@ -117,6 +118,7 @@ def check_parameters(model: str, values: Mapping[str, str]) -> Iterator[str]:
     if values["family"] != f"{values['alias']}-{values['digest'][:8]}":
         yield f"config.pbtxt: {PREFIX}family is not <alias>-<digest8>"
     yield from _check_coherence(values)
+    yield from _check_merge(values)
     for key, check in (("guidance", _check_guidance), ("post_chain", _check_post_chain)):
         for problem in _check_list(values[key], check):
             yield f"config.pbtxt: {PREFIX}{key} {problem}"
@@ -161,6 +163,31 @@ def _check_position_buckets(values: Mapping[str, str]) -> Iterator[str]:
         yield f"config.pbtxt: {PREFIX}position_buckets must be ascending positive integers"
 
 
+def _check_merge(values: Mapping[str, str]) -> Iterator[str]:
+    """Yields what is wrong with the inputs of a merge graph; see also ``_check_guidance``."""
+    merging = "merge" in values["graphs"].split(",")
+    if merging != ("merge_inputs" in values) or ("merge_judged" in values and not merging):
+        yield f"config.pbtxt: {PREFIX}merge_inputs must be there for a merge graph, and only then"
+    for key in ("merge_inputs", "merge_judged"):
+        if key in values and not _names(values[key]):
+            yield f"config.pbtxt: {PREFIX}{key} must be a JSON list of different names"
+    if merging != ('"graph"' in values["guidance"]):
+        yield f"config.pbtxt: {PREFIX}guidance must have the rule graph for a merge graph, and only"
+
+
+def _names(text: str) -> bool:
+    try:
+        names = json.loads(text)
+    except ValueError:
+        return False
+    return (
+        isinstance(names, list)
+        and bool(names)
+        and all(isinstance(name, str) and name for name in names)
+        and len(set(names)) == len(names)
+    )
+
+
 def _check_list(text: str, check: Callable[[list[dict[str, Any]]], Iterator[str]]) -> Iterator[str]:
     try:
         entries = json.loads(text)
@@ -184,7 +211,8 @@ def _check_guidance(entries: list[dict[str, Any]]) -> Iterator[str]:
         if entry.get("ways") not in ("background_and_ways", "ways", "none"):
             yield f"[{index}] must say background_and_ways, ways or none"
         for rule, companion in _MERGES.items():
-            if companion and (companion in entry) != (entry["merge"] == rule):
+            optional = entry["merge"] == "graph" and companion == "validity"
+            if companion and not optional and (companion in entry) != (entry["merge"] == rule):
                 yield f"[{index}] must have {companion!r} for {rule}, and only for it"
         if "positions" in entry and (entry["positions"] is not True or entry["merge"] != "stack"):
             yield f"[{index}] may say that positions is true, for stack only"

@@ -23,6 +23,7 @@ from export.check.parameters import (
 )
 from export.configs import from_text
 from export.errors import RepositoryWriteError
+from export.merging import VALIDITY
 from export.repository import CONFIG_FILE
 
 
@@ -113,6 +114,7 @@ def _check_family(name: str, models: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{model}/{problem}" for problem in check_ensemble(config, models))
     yield from _check_guidance(name, models, values[first].get("guidance", ""))
     yield from _check_extent(name, models, values[first].get("extent", ""))
+    yield from _check_merge(name, models, values[first])
 
 
 def _check_extent(name: str, models: Mapping[str, Any], roles: str) -> Iterator[str]:
@@ -130,23 +132,53 @@ def _check_extent(name: str, models: Mapping[str, Any], roles: str) -> Iterator[
 
 
 def _check_guidance(name: str, models: Mapping[str, Any], text: str) -> Iterator[str]:
-    """Yields guidance tensors that ``guide`` does not make or ``decode`` does not take."""
-    guide, decode = models.get(f"{name}_guide"), models.get(f"{name}_decode")
+    """Yields guidance that ``guide`` or ``merge`` does not make or ``decode`` does not take."""
+    decode = models.get(f"{name}_decode")
     try:
         entries = json.loads(text)
-        names = [(entry["name"], entry.get("weight"), entry.get("validity")) for entry in entries]
+        names = [
+            (entry["name"], entry.get("weight"), entry.get("validity"), entry["merge"] == "graph")
+            for entry in entries
+        ]
     except (ValueError, LookupError, TypeError, AttributeError):
         return  # said of the parameter itself
-    if guide is None or decode is None:
+    if decode is None:
         return
-    made = {tensor.name for tensor in guide.output}
     taken = {tensor.name for tensor in decode.input}
-    for tensor, weight, validity in names:
+    for tensor, weight, validity, merged in names:
+        maker = models.get(f"{name}_{'merge' if merged else 'guide'}")
+        made = _outputs(maker)
         for wanted in filter(None, (tensor, weight)):
-            if wanted not in made:
-                yield f"{guide.name}/{CONFIG_FILE}: fewseg.guidance names {wanted!r}, no output"
+            if maker is not None and wanted not in made:
+                yield f"{maker.name}/{CONFIG_FILE}: fewseg.guidance names {wanted!r}, no output"
         for wanted in filter(None, (tensor, validity)):
             if wanted not in taken:
                 yield f"{decode.name}/{CONFIG_FILE}: fewseg.guidance names {wanted!r}, no input"
     if "logits" not in {tensor.name for tensor in decode.output}:
         yield f"{decode.name}/{CONFIG_FILE}: has no output 'logits'"
+
+
+def _check_merge(name: str, models: Mapping[str, Any], values: Mapping[str, str]) -> Iterator[str]:
+    """Yields inputs of ``merge`` that its parameters do not name, or that nothing makes."""
+    merge = models.get(f"{name}_merge")
+    try:
+        stacked = set(json.loads(values.get("merge_inputs", "[]")))
+        judged = set(json.loads(values.get("merge_judged", "[]")))
+    except (ValueError, TypeError):
+        return  # said of the parameter itself
+    if merge is None:
+        return
+    of_image = _outputs(models.get(f"{name}_features")) | {"planes"}
+    for lost in sorted((stacked | judged) - of_image - _outputs(models.get(f"{name}_guide"))):
+        yield f"{merge.name}/{CONFIG_FILE}: nothing makes its input {lost!r}"
+    if {tensor.name for tensor in merge.input} != stacked | judged | {VALIDITY}:
+        yield (
+            f"{merge.name}/{CONFIG_FILE}: its inputs are not {VALIDITY!r} and those that "
+            "fewseg.merge_inputs and fewseg.merge_judged name"
+        )
+    if values.get("input_size") == "native" and stacked & of_image:
+        yield f"{merge.name}/{CONFIG_FILE}: maps of a native input size cannot be stacked"
+
+
+def _outputs(config: Any) -> set[str]:
+    return set() if config is None else {tensor.name for tensor in config.output}

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.family import Family
+from export.merging import merge_feeds
 from export.verification.comparing import worst
 from export.verification.stored import Arrays
 
@@ -52,8 +54,9 @@ class Outcome:
 
 def run_episode(episode: Episode, family: Family, run: Runner) -> Outcome:
     """Runs the graphs one by one."""
-    shots = [_unbatched(_encode(image, planes, run)) for image, planes in episode.supports]
-    guidance = merged(shots, family)
+    shown = [_encode(image, planes, run) for image, planes in episode.supports]
+    shots = [guided for _, guided in shown]
+    guidance = merged(shots, family) | _merged_by_graph(shown, family, run)
     features = run("features", {"image": episode.query[None]})
     maps = run("query_features", features) if "query_features" in family.roles else features
     logits = run("decode", {**maps, **_batched(guidance)})["logits"]
@@ -77,9 +80,14 @@ def compare_ensembles(
 
 
 def merged(shots: Sequence[Arrays], family: Family) -> dict[str, Array]:
-    """Merges shots by the rule of each guidance tensor (docs/repository.md, "Merge rules")."""
+    """Merges shots by the rule of each guidance tensor (docs/repository.md, "Merge rules").
+
+    What the `merge` graph makes is left out.
+    """
     guidance = {}
     for tensor in family.serving.guidance:
+        if tensor["merge"] == "graph":
+            continue
         values = np.stack([shot[tensor["name"]] for shot in shots])
         if tensor["merge"] == "stack":
             guidance[tensor["validity"]] = np.ones(len(shots), np.float32)
@@ -99,9 +107,30 @@ def _weighted_mean(values: Array, weights: Array) -> Array:
     return mean.astype(np.float32)
 
 
-def _encode(image: Array, planes: Array, run: Runner) -> Arrays:
-    features = run("features", {"image": image[None]})
-    return run("guide", {**features, "planes": planes[None]})
+def _merged_by_graph(
+    shown: Sequence[tuple[Arrays, Arrays]], family: Family, run: Runner
+) -> dict[str, Array]:
+    """What the `merge` graph makes of the shots, if there is one; see `_encode`."""
+    serving = family.serving
+    if "merge" not in family.roles:
+        return {}
+    shots = [{**taken, **guided} for taken, guided in shown]
+    feeds = partial(merge_feeds, serving.merge_inputs, shots, serving.merge_judged)
+    if serving.merge_judged:
+        rows = [_unbatched(run("merge", feeds(shot))) for shot in shots]
+        made = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    else:
+        made = _unbatched(run("merge", feeds({})))
+    for tensor in serving.guidance:
+        if tensor["merge"] == "graph" and "validity" in tensor:
+            made[tensor["validity"]] = np.ones(len(shots), np.float32)
+    return made
+
+
+def _encode(image: Array, planes: Array, run: Runner) -> tuple[Arrays, Arrays]:
+    """What `guide` takes of a shot, and what it makes of it."""
+    taken = {**run("features", {"image": image[None]}), "planes": planes[None]}
+    return _unbatched(taken), _unbatched(run("guide", taken))
 
 
 def _batched(tensors: Arrays) -> dict[str, Array]:

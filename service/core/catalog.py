@@ -17,6 +17,7 @@ from service.core.errors import (
     RepositoryError,
 )
 from service.core.family import GraphRole, InputDtype, ModelFamily
+from service.core.merge_tensors import joint, merge_feeds, pair_of, paired
 from service.core.merging import cut_shot, merge_shots, pad_guidance, pad_ways
 from service.core.ports import Discovery, Engine
 from service.core.resize import extent_input
@@ -233,15 +234,23 @@ async def probe(engine: Engine, family: ModelFamily) -> None:
     planes = np.zeros((1, 2, size.height, size.width), np.float32)
     planes[:, 1, : size.height // 2] = 1.0
     planes[:, 0, size.height // 2 :] = 1.0
+    planes = pad_ways(planes, 1, family)
     name = family.name
     features = await engine.run(name, GraphRole.FEATURES, {"image": image})
-    padded = pad_ways(planes, 1, family)
     shot = await engine.run(
         name,
         GraphRole.GUIDE,
-        {**features, "planes": padded, **extent_input(family, GraphRole.GUIDE, size)},
+        {**features, "planes": planes, **extent_input(family, GraphRole.GUIDE, size)},
     )
     merged = merge_shots(family, [cut_shot(family, shot, ways=1)])
+    if GraphRole.MERGE in family.graphs:
+        shown = {**features, **shot, "planes": planes}
+        alone = {key: values[0] for key, values in shown.items()}
+        made = await engine.run(name, GraphRole.MERGE, merge_feeds(family, [alone], alone))
+        if family.merge_judged:
+            merged |= paired(family, [[pair_of(family, made, 0)]])
+        else:
+            merged |= joint(family, made, 1)
     query = features
     if GraphRole.QUERY_FEATURES in family.graphs:
         role = GraphRole.QUERY_FEATURES

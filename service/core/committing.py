@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable, Collection
 from service.core.calls import Call
 from service.core.directory import TaskDirectory
 from service.core.family import ModelFamily
-from service.core.guidance import GuidanceBuilder, ShotSet
+from service.core.guidance import GuidanceBuilder
 from service.core.leave_one_out import LeaveOneOut
 from service.core.ports import RememberedRequest
 from service.core.requests import RequestId, RequestMemory
+from service.core.shots import ShotSet
 from service.core.timing import Stage
 from service.core.types import SupportSummary, TaskRecord, TaskReport
 
@@ -64,16 +65,14 @@ class TaskCommitter:
             commit: Writes the change, and the remembered request with it.
             call: Gets the stages.
         """
-        merged = await self._builder.merge(family, shot_set.shots, call)
+        merged = await self._builder.merge(family, record.header, shot_set, call)
         limited = list(judged)[: self._leave_one_out_limit]
         report = TaskReport(
             header=record.header,
             supports=summaries(record),
             family=family.name,
             guidance_bytes=sum(tensor.nbytes for tensor in merged.values()),
-            leave_one_out=await self._judge.judge(
-                family, record.header, record.supports, shot_set, limited, call
-            ),
+            leave_one_out=await self._judge.judge(family, record.header, shot_set, limited, call),
         )
         with call.clock.measure(Stage.STORE):
             await commit(self._requests.to_remember(request, body, report))

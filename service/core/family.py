@@ -77,6 +77,8 @@ class MergeRule(StrEnum):
     MEAN = "mean"
     WEIGHTED_MEAN = "weighted_mean"
     STACK = "stack"
+    #: An output of the ``merge`` graph.
+    GRAPH = "graph"
 
 
 class WayAxis(StrEnum):
@@ -93,12 +95,12 @@ class GuidanceTensor:
     """One tensor of guidance.
 
     Attributes:
-        name: Output of ``guide`` and input of ``decode``.
+        name: Output of ``guide`` (of ``merge`` for the rule ``graph``) and input of ``decode``.
         merge: How shots are merged.
         ways: What its first inner axis counts.
         weight: For ``weighted_mean``: the output of ``guide`` that weighs its rows.
-        validity: For ``stack``: the input of ``decode`` that marks real shots
-            among padded ones, float32 [shots].
+        validity: For ``stack`` and for ``graph`` with an axis of shots: the input of
+            ``decode`` that marks real shots among padded ones, float32 [shots].
         positions: For ``stack``: whether the axis after the ways counts stored positions,
             as many as the busiest way needs; rows of zeros follow where a way needs fewer.
     """
@@ -221,6 +223,9 @@ class ModelFamily:
         min_side: Fewest rows and columns of an image that goes in at its own size.
         max_pixels: Most pixels of such an image; None for as many as the server takes.
         extent_roles: Graphs that are told which part of the input the image covers.
+        merge_inputs: What ``merge`` takes of every shot, stacked.
+        merge_judged: What ``merge`` takes of the one shot that a run judges; if there is
+            none, one run merges the whole set.
     """
 
     name: str
@@ -249,11 +254,21 @@ class ModelFamily:
     max_pixels: int | None = None
     position_buckets: tuple[int, ...] = ()
     extent_roles: frozenset[GraphRole] = frozenset()
+    merge_inputs: tuple[str, ...] = ()
+    merge_judged: tuple[str, ...] = ()
 
     @property
     def background_planes(self) -> int:
         """How many logit planes come before those of the ways."""
         return 1 if self.class_handling is ClassHandling.MULTIWAY else 0
+
+    @property
+    def most_shots(self) -> int | None:
+        """The most shots of a task; None where their number leaves no axis in any tensor."""
+        bounded = (MergeRule.STACK, MergeRule.GRAPH)
+        if any(tensor.merge in bounded for tensor in self.guidance):
+            return self.shot_buckets[-1]
+        return None
 
     def network_size(self, image: Size) -> Size:
         """Size of the network's input for an image of that size."""

@@ -17,10 +17,12 @@ from service.core.calls import Call
 from service.core.errors import FewSegError
 from service.core.family import GraphRole, ModelFamily
 from service.core.features import ImageFeatures
-from service.core.merging import cut_shot, merge_shots, pad_guidance, pad_ways
+from service.core.graph_merging import GraphMerger, PairGuidance, PairKey
+from service.core.merging import bucket, cut_shot, merge_shots, pad_guidance, pad_ways
 from service.core.planes import shot_planes
 from service.core.ports import Engine, GuidanceHandle, Store, Tensors
 from service.core.resize import extent_input
+from service.core.shots import ShotGuidance, ShotKey, ShotSet
 from service.core.timing import Stage, StageClock
 from service.core.types import (
     BACKGROUND,
@@ -33,34 +35,6 @@ from service.core.types import (
 )
 from service.core.visits import GraphVisits
 from service.core.workers import CodecWorkers
-
-
-@dataclass(frozen=True, slots=True)
-class ShotKey:
-    """What the guidance of one shot depends on: nothing of the task but its classes."""
-
-    family: str
-    image_digest: str
-    annotation_digest: str
-    classes: tuple[str, ...]
-    inferred: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ShotGuidance:
-    """What ``guide`` says of one shot.
-
-    Attributes:
-        tensors: Without batch dimension and padded ways.
-        ways: Ways (from 1) with a positive pixel.
-        has_background: Whether its annotation labels background.
-        nbytes: Of the tensors.
-    """
-
-    tensors: dict[str, NDArray[Any]]
-    ways: frozenset[int]
-    has_background: bool
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +70,12 @@ class TaskGuidance:
         weakref.finalize(self, release, handle).atexit = False
 
 
-@dataclass(frozen=True, slots=True)
-class ShotSet:
-    """The shots of a whole support set.
-
-    Attributes:
-        shots: In the order of the supports.
-        background: Where the background evidence comes from.
-        missing: Classes without a positive pixel in the whole set.
-    """
-
-    shots: tuple[ShotGuidance, ...]
-    background: BackgroundEvidence
-    missing: tuple[str, ...]
-
-
 #: Guidance that merges in less time than a visit to a worker thread takes.
 _MERGED_AT_ONCE = 64 * 1024
 
-GuidanceCache = ByteBudgetCache[ShotKey | TaskKey, ShotGuidance | TaskGuidance]
+GuidanceCache = ByteBudgetCache[
+    ShotKey | PairKey | TaskKey, ShotGuidance | PairGuidance | TaskGuidance
+]
 
 
 class GuidanceBuilder:
@@ -122,11 +83,11 @@ class GuidanceBuilder:
 
     Args:
         engine: Keeps merged guidance.
-        visits: Run ``guide``, and rasterise before it.
+        visits: Run ``guide`` and ``merge``, and what comes before them.
         features: Of support images.
         store: Where support images are read when features are gone.
         workers: Merge.
-        cache: Of shots and of tasks.
+        cache: Of shots, of pairs of them, and of tasks.
         rebuilds: Rebuilds of whole tasks that run at once.
     """
 
@@ -147,6 +108,9 @@ class GuidanceBuilder:
         self._store = store
         self._workers = workers
         self._cache = cache
+        self._graph_merger = GraphMerger(
+            visits=visits, features=features, store=store, workers=workers, cache=cache
+        )
         self._rebuilds = asyncio.Semaphore(rebuilds)
         self._dropping: set[asyncio.Task[None]] = set()
 
@@ -196,7 +160,7 @@ class GuidanceBuilder:
             )
             tensors = cut_shot(family, outputs, len(header.classes))
             nbytes = sum(tensor.nbytes for tensor in tensors.values())
-            return ShotGuidance(tensors, marking.ways, marking.has_background, nbytes)
+            return ShotGuidance(key, tensors, marking.ways, marking.has_background, nbytes)
 
         shot, _ = await self._cache.get(key, build)
         if not isinstance(shot, ShotGuidance):
@@ -222,7 +186,12 @@ class GuidanceBuilder:
             call: Gets the stages.
             images: By digest, those at hand.
             field_of: Names the request field of the i-th support, for errors.
+
+        Raises:
+            OutOfLimitsError: The model takes fewer shots (TOO_MANY_SHOTS).
         """
+        if family.most_shots is not None:
+            bucket(len(supports), family.shot_buckets, "shots")
         at_hand = images or {}
 
         async def build(inferred: bool) -> list[ShotGuidance]:
@@ -251,17 +220,21 @@ class GuidanceBuilder:
         present = frozenset().union(*(shot.ways for shot in shots))
         missing = [name for way, name in enumerate(header.classes, 1) if way not in present]
         evidence = BackgroundEvidence.INFERRED if inferred else BackgroundEvidence.GIVEN
-        return ShotSet(tuple(shots), evidence, tuple(missing))
+        return ShotSet(tuple(supports), tuple(shots), evidence, tuple(missing), at_hand)
 
     async def merge(
-        self, family: ModelFamily, shots: Sequence[ShotGuidance], call: Call
+        self, family: ModelFamily, header: TaskHeader, shot_set: ShotSet, call: Call
     ) -> dict[str, NDArray[Any]]:
-        """The task's guidance, without batch dimension and padding."""
-        tensors = [shot.tensors for shot in shots]
+        """The task's guidance, without batch dimension; only what ``merge`` makes is padded."""
+        tensors = [shot.tensors for shot in shot_set.shots]
         with call.clock.measure(Stage.MERGE):
-            if sum(shot.nbytes for shot in shots) <= _MERGED_AT_ONCE:
-                return merge_shots(family, tensors)
-            return await self._workers.run(merge_shots, family, tensors)
+            if sum(shot.nbytes for shot in shot_set.shots) <= _MERGED_AT_ONCE:
+                merged = merge_shots(family, tensors)
+            else:
+                merged = await self._workers.run(merge_shots, family, tensors)
+        if GraphRole.MERGE in family.graphs:
+            merged |= await self._graph_merger.merge(family, header, shot_set, call)
+        return merged
 
     async def keep(
         self,
@@ -311,7 +284,7 @@ class GuidanceBuilder:
                 record = await load()
                 detached = call.detached()
                 shot_set = await self.shots(family, record.header, record.supports, detached)
-                merged = await self.merge(family, shot_set.shots, detached)
+                merged = await self.merge(family, record.header, shot_set, detached)
                 return await self._put(family, record.header, merged, shot_set.background)
 
         guidance, reused = await self._cache.get(key, build, detached=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from dataclasses import replace
 
 from service.core.calls import Call
 from service.core.deciding import MaskDecider
 from service.core.family import ModelFamily
 from service.core.features import ImageFeatures
-from service.core.guidance import GuidanceBuilder, ShotGuidance, ShotSet
+from service.core.guidance import GuidanceBuilder
 from service.core.merging import pad_guidance
 from service.core.planes import agreement, label_plane, ways_of
 from service.core.ports import Store
+from service.core.shots import ShotSet
 from service.core.timing import Stage
 from service.core.types import (
     BackgroundEvidence,
@@ -53,7 +55,6 @@ class LeaveOneOut:
         self,
         family: ModelFamily,
         header: TaskHeader,
-        supports: Sequence[Support],
         shot_set: ShotSet,
         judged: Collection[str],
         call: Call,
@@ -63,8 +64,7 @@ class LeaveOneOut:
         Args:
             family: By which networks.
             header: Of the task.
-            supports: The whole set.
-            shot_set: Their guidance, in the same order.
+            shot_set: The whole set.
             judged: Ids of the supports to judge.
             call: Gets the LEAVE_ONE_OUT stage and nothing else.
 
@@ -75,10 +75,10 @@ class LeaveOneOut:
         inner = Call(deadline=call.deadline)
         judgements: dict[str, tuple[ClassAgreement, ...]] = {}
         with call.clock.measure(Stage.LEAVE_ONE_OUT):
-            for index, support in enumerate(supports):
-                if support.support_id not in judged or len(supports) < 2:
+            for index, support in enumerate(shot_set.supports):
+                if support.support_id not in judged or len(shot_set.supports) < 2:
                     continue
-                others = await self._others(family, header, supports, shot_set, index, inner)
+                others = await self._others(family, header, shot_set, index, inner)
                 found = await self._judge_one(family, header, support, others, inner)
                 if found:
                     judgements[support.support_id] = found
@@ -88,47 +88,54 @@ class LeaveOneOut:
         self,
         family: ModelFamily,
         header: TaskHeader,
-        supports: Sequence[Support],
         shot_set: ShotSet,
         left_out: int,
         call: Call,
-    ) -> list[ShotGuidance]:
-        others = [shot for index, shot in enumerate(shot_set.shots) if index != left_out]
+    ) -> ShotSet:
+        others = shot_set.without(left_out)
         if (
             not family.needs_background
             or shot_set.background is BackgroundEvidence.INFERRED
-            or any(shot.has_background for shot in others)
+            or any(shot.has_background for shot in others.shots)
         ):
             return others
         # Only the one left out labels background: the others must infer theirs.
-        return [
-            await self._builder.shot(family, header, support, call, inferred=True)
-            for index, support in enumerate(supports)
-            if index != left_out
+        shots = [
+            await self._builder.shot(
+                family,
+                header,
+                support,
+                call,
+                inferred=True,
+                image=others.images.get(support.image_digest),
+            )
+            for support in others.supports
         ]
+        return replace(others, shots=tuple(shots))
 
     async def _judge_one(
         self,
         family: ModelFamily,
         header: TaskHeader,
         support: Support,
-        others: Sequence[ShotGuidance],
+        others: ShotSet,
         call: Call,
     ) -> tuple[ClassAgreement, ...]:
-        shown = frozenset[int]().union(*(shot.ways for shot in others))
+        shown = frozenset[int]().union(*(shot.ways for shot in others.shots))
         ways = sorted(ways_of(support.annotation.shot_classes, header.classes) & shown)
         if not ways:
             return ()
 
         async def load() -> SourceImage:
-            return await self._store.get_image(header.name.tenant, support.image_digest)
+            at_hand = others.images.get(support.image_digest)
+            return at_hand or await self._store.get_image(header.name.tenant, support.image_digest)
 
         query, _ = await self._features.of_query(
             family, support.image_digest, support.image_size, load, call
         )
         guidance = pad_guidance(
             family,
-            await self._builder.merge(family, others, call),
+            await self._builder.merge(family, header, others, call),
             len(header.classes),
         )
         plane = family.extent(support.image_size)

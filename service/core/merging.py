@@ -18,7 +18,7 @@ Guidance = Mapping[str, NDArray[Any]]
 
 
 def merge_shots(family: ModelFamily, shots: Iterable[Guidance]) -> dict[str, NDArray[Any]]:
-    """Merges shots by the rule of each tensor (DESIGN section 1, merge rules).
+    """Merges shots by the rule of each tensor, but for those that ``merge`` makes.
 
     Sums are taken in float64, so that the order of the shots does not show and
     a thousand shots are as exact as one.
@@ -30,7 +30,7 @@ def merge_shots(family: ModelFamily, shots: Iterable[Guidance]) -> dict[str, NDA
     Returns:
         The task's tensors by name, in the dtype of the shots.
     """
-    folds = [_FOLDS[tensor.merge](tensor) for tensor in family.guidance]
+    folds = [_FOLDS[tensor.merge](tensor) for tensor in family.guidance if tensor.merge in _FOLDS]
     for shot in shots:
         for fold in folds:
             fold.add(shot)
@@ -132,6 +132,8 @@ def cut_shot(family: ModelFamily, outputs: Guidance, ways: int) -> dict[str, NDA
     """
     kept: dict[str, NDArray[Any]] = {}
     for tensor in family.guidance:
+        if tensor.merge is MergeRule.GRAPH:
+            continue
         rows = _rows(tensor, ways)
         for name in (tensor.name, tensor.weight):
             if name is not None:
@@ -139,6 +141,9 @@ def cut_shot(family: ModelFamily, outputs: Guidance, ways: int) -> dict[str, NDA
                 kept[name] = outputs[name][0][:rows].copy()
         if tensor.positions:
             kept[tensor.name] = _compact(kept[tensor.name], tensor.positions_axis)
+    for name in (*family.merge_inputs, *family.merge_judged):
+        if name in outputs and name not in kept:
+            kept[name] = outputs[name][0].copy()
     return kept
 
 
@@ -159,23 +164,33 @@ def _lengthened(values: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
     return np.pad(values, padding)
 
 
+def validity(family: ModelFamily, shots: int) -> NDArray[np.float32]:
+    """1 for each real shot, 0 for those that pad a bucket."""
+    return (np.arange(bucket(shots, family.shot_buckets, "shots")) < shots).astype(np.float32)
+
+
 def pad_guidance(family: ModelFamily, merged: Guidance, ways: int) -> dict[str, NDArray[Any]]:
-    """What ``decode`` takes: a batch dimension; ways, shots and positions padded to buckets."""
+    """What ``decode`` takes: a batch dimension; ways, shots and positions padded to buckets.
+
+    What ``merge`` made is padded already.
+    """
     extra_ways = bucket(ways, family.way_buckets, "classes") - ways
     padded: dict[str, NDArray[Any]] = {}
     for tensor in family.guidance:
         values = merged[tensor.name]
+        if tensor.merge is MergeRule.GRAPH:
+            made = (tensor.name, tensor.validity)
+            padded |= {name: merged[name][None] for name in made if name is not None}
+            continue
         stacked = tensor.merge is MergeRule.STACK
         padding = [(0, 0)] * values.ndim
         if tensor.ways is not WayAxis.NONE:
             padding[1 if stacked else 0] = (0, extra_ways)
         if stacked:
-            shots = values.shape[0]
-            room = bucket(shots, family.shot_buckets, "shots")
-            padding[0] = (0, room - shots)
+            real = validity(family, len(values))
+            padding[0] = (0, len(real) - len(values))
             if tensor.validity is not None:
-                validity = (np.arange(room) < shots).astype(np.float32)
-                padded[tensor.validity] = validity[None]
+                padded[tensor.validity] = real[None]
         if tensor.positions:
             axis = 1 + tensor.positions_axis
             needed = values.shape[axis]

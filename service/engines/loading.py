@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.core.errors import RepositoryError
 from service.core.family import GraphRole, InputDtype, MergeRule, ModelFamily
+from service.core.merge_tensors import VALIDITY
 from service.core.types import Size
 from service.engines.config_files import (
     ModelConfig,
@@ -134,8 +135,12 @@ def _rehearse(models: FamilyModels, graphs: Mapping[GraphRole, Graph]) -> None:
     query = features
     if GraphRole.QUERY_FEATURES in graphs:
         query = _run(graphs[GraphRole.QUERY_FEATURES], {**features, **extent})
+    task = _as_task(family, guidance)
+    if GraphRole.MERGE in graphs:
+        shown = {**features, **guidance, **extent, "planes": planes}
+        task |= _merged(family, graphs[GraphRole.MERGE], shown)
     decode = graphs[GraphRole.DECODE]
-    logits = _run(decode, {**query, **_as_task(family, guidance), **extent}).get("logits")
+    logits = _run(decode, {**query, **task, **extent}).get("logits")
     planes_out = family.background_planes + 1
     if logits is None or logits.ndim != 5 or logits.shape[:2] != (1, planes_out):
         _fail(decode, f"must return logits [batch, {planes_out}, shots or 1, h, w] for one way")
@@ -145,10 +150,30 @@ def _as_task(family: ModelFamily, guidance: Mapping[str, NDArray[Any]]) -> dict[
     """Guidance of a task with one shot."""
     tensors: dict[str, NDArray[Any]] = {}
     for tensor in family.guidance:
+        if tensor.merge is MergeRule.GRAPH:
+            continue
         values = guidance[tensor.name]
         tensors[tensor.name] = values[:, None] if tensor.merge is MergeRule.STACK else values
         if tensor.validity is not None:
             tensors[tensor.validity] = np.ones((1, 1), np.float32)
+    return tensors
+
+
+def _merged(
+    family: ModelFamily, merge: Graph, shot: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """What ``merge`` makes of one shot that judges itself."""
+    feeds: dict[str, NDArray[Any]] = {VALIDITY: np.ones((1, 1), np.float32)}
+    feeds |= {name: shot[name][:, None] for name in family.merge_inputs if name in shot}
+    feeds |= {name: shot[name] for name in family.merge_judged if name in shot}
+    made = _run(merge, feeds)
+    tensors: dict[str, NDArray[Any]] = {}
+    for tensor in family.guidance:
+        if tensor.merge is MergeRule.GRAPH:
+            values = made[tensor.name]
+            tensors[tensor.name] = values[:, None] if family.merge_judged else values
+            if tensor.validity is not None:
+                tensors[tensor.validity] = feeds[VALIDITY]
     return tensors
 
 

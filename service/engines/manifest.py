@@ -29,6 +29,7 @@ from service.core.family import (
     VoidRule,
     WayAxis,
 )
+from service.core.merge_tensors import VALIDITY
 from service.engines.config_files import ModelConfig, config_path
 from service.engines.parameters import KEYS, PREFIX, SCHEMA, Entry, Parameters, parameters_of
 
@@ -171,6 +172,7 @@ def _read_family(
         _check_model(role, config)
     _check_guidance(family, family_configs)
     _check_extent(family, family_configs)
+    _check_merge_inputs(family, family_configs)
     return FamilyModels(family, family_configs)
 
 
@@ -196,16 +198,17 @@ def _check_model(role: GraphRole, config: ModelConfig) -> None:
 
 
 def _check_guidance(family: ModelFamily, configs: Mapping[GraphRole, ModelConfig]) -> None:
-    """Checks that guide emits and decode takes what ``fewseg.guidance`` says."""
-    guide, decode = configs[GraphRole.GUIDE], configs[GraphRole.DECODE]
-    emitted = {tensor.name for tensor in guide.output}
+    """Checks that guide or merge emit and decode takes what ``fewseg.guidance`` says."""
+    decode = configs[GraphRole.DECODE]
     taken = {tensor.name for tensor in decode.input}
     for tensor in family.guidance:
+        made = tensor.merge is MergeRule.GRAPH
+        maker = configs[GraphRole.MERGE if made else GraphRole.GUIDE]
         for name in filter(None, (tensor.name, tensor.weight)):
-            if name not in emitted:
+            if name not in _outputs(maker):
                 raise RepositoryError(
                     "FAMILY_INCONSISTENT",
-                    f"{config_path(guide.name)}: {PREFIX}guidance names {name!r}, "
+                    f"{config_path(maker.name)}: {PREFIX}guidance names {name!r}, "
                     "which is no output.",
                 )
         for name in filter(None, (tensor.name, tensor.validity)):
@@ -228,6 +231,29 @@ def _check_extent(family: ModelFamily, configs: Mapping[GraphRole, ModelConfig])
                 f"{config_path(config.name)}: must have an input 'extent' with dims [2] if "
                 f"{PREFIX}extent names {role.value}, and only then.",
             )
+
+
+def _check_merge_inputs(family: ModelFamily, configs: Mapping[GraphRole, ModelConfig]) -> None:
+    """Checks that merge takes what its parameters name, and that each is to be had."""
+    if GraphRole.MERGE not in configs:
+        return
+    merge = configs[GraphRole.MERGE]
+    named = {*family.merge_inputs, *family.merge_judged}
+    per_image = _outputs(configs[GraphRole.FEATURES]) | {"planes"}
+    to_be_had = _outputs(configs[GraphRole.GUIDE]) | per_image
+    problem = ""
+    if named - to_be_had:
+        problem = f"nothing makes its input {min(named - to_be_had)!r}"
+    elif {tensor.name for tensor in merge.input} != named | {VALIDITY}:
+        problem = f"its inputs are not {VALIDITY!r} and those that {PREFIX}merge_* name"
+    elif family.input_size is None and per_image & set(family.merge_inputs):
+        problem = "maps of a native input size cannot be stacked; judge shots one by one"
+    if problem:
+        raise RepositoryError("FAMILY_INCONSISTENT", f"{config_path(merge.name)}: {problem}.")
+
+
+def _outputs(config: ModelConfig) -> set[str]:
+    return {tensor.name for tensor in config.output}
 
 
 def _parse_family(read: Parameters) -> ModelFamily:
@@ -264,6 +290,8 @@ def _parse_family(read: Parameters) -> ModelFamily:
         max_pixels=read.positive("max_pixels"),
         position_buckets=read.ascending("position_buckets") if read.has("position_buckets") else (),
         extent_roles=_extent_roles(read),
+        merge_inputs=read.names("merge_inputs"),
+        merge_judged=read.names("merge_judged"),
     )
     _check_coherence(read, family)
     return family
@@ -282,6 +310,7 @@ def _check_coherence(read: Parameters, family: ModelFamily) -> None:
         read.fail("mask_resize", "must go with image_resize cv2_letterbox")
     if any(tensor.positions for tensor in family.guidance) != bool(family.position_buckets):
         read.fail("position_buckets", "must be there if guidance holds positions, and only then")
+    _check_merge(read, family)
     for key in ("min_side", "max_pixels"):
         if read.positive(key) is not None and not native:
             read.fail(key, "belongs to a native input size, and only to it")
@@ -302,13 +331,32 @@ def _check_letterbox(read: Parameters, family: ModelFamily) -> None:
         read.fail("mask_resize", "must be cv2_letterbox_nearest, as the image is letterboxed")
 
 
+def _check_merge(read: Parameters, family: ModelFamily) -> None:
+    """A ``merge`` graph, its inputs and tensors of its making come together or not at all."""
+    merging = GraphRole.MERGE in family.graphs
+    if merging != any(tensor.merge is MergeRule.GRAPH for tensor in family.guidance):
+        read.fail(
+            "guidance", "must have a tensor of merge rule graph for a merge graph, and only then"
+        )
+    if merging != bool(family.merge_inputs):
+        read.fail("merge_inputs", "must be there for a merge graph, and only then")
+    if family.merge_judged and not merging:
+        read.fail("merge_judged", "belongs to a merge graph, and only to one")
+    if not set(family.merge_inputs).isdisjoint(family.merge_judged):
+        read.fail("merge_judged", "names a tensor of merge_inputs")
+    for tensor in family.guidance:
+        if tensor.positions and tensor.name in family.merge_inputs:
+            read.fail("merge_inputs", "cannot stack stored positions")
+        made = tensor.merge is MergeRule.GRAPH
+        if made and family.merge_judged and tensor.validity is None:
+            read.fail("guidance", "must have 'validity' where shots are judged one by one")
+
+
 def _graphs(read: Parameters) -> frozenset[GraphRole]:
     graphs = frozenset(read.choices("graphs", GraphRole))
     missing = sorted(role.value for role in _REQUIRED - graphs)
     if missing:
         read.fail("graphs", f"must name {', '.join(missing)}")
-    if GraphRole.MERGE in graphs:
-        read.fail("graphs", "names merge; families with a merge graph cannot be served yet")
     return graphs
 
 
@@ -341,8 +389,9 @@ def _guidance_tensor(entry: Entry) -> GuidanceTensor:
         entry.fail("must have the merge rule stack, as it holds positions")
     if (tensor.weight is not None) != (tensor.merge is MergeRule.WEIGHTED_MEAN):
         entry.fail("must have 'weight' for weighted_mean, and only for it")
-    if (tensor.validity is not None) != (tensor.merge is MergeRule.STACK):
-        entry.fail("must have 'validity' for stack, and only for it")
+    stacked = tensor.merge is MergeRule.STACK
+    if tensor.merge is not MergeRule.GRAPH and (tensor.validity is not None) != stacked:
+        entry.fail("must have 'validity' for stack, and only for it or for graph")
     return tensor
 
 

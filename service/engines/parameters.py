@@ -157,6 +157,17 @@ class Parameters:
             return None
         return int(self.matching(key, _POSITIVE, "a positive integer"))
 
+    def names(self, key: str) -> tuple[str, ...]:
+        """A JSON list of different names; none where the key may be left out and is."""
+        if PREFIX + key not in self._values:
+            return ()
+        value = self._json(key)
+        if not isinstance(value, list) or not value or len(set(map(repr, value))) != len(value):
+            self.fail(key, "must be a JSON list of different names")
+        if not all(isinstance(name, str) and name for name in value):
+            self.fail(key, "must be a JSON list of different names")
+        return tuple(value)
+
     def entries(self, key: str, read: Callable[[Entry], _ItemT]) -> tuple[_ItemT, ...]:
         """A JSON list of objects, one or more, each read by ``read``."""
         values = self._json(key)

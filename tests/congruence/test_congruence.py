@@ -27,6 +27,8 @@ VARIANTS = {
     "extent": {"query_features": True, "extent": True},
     "letterbox": {"letterbox": True},
     "positions": {"positions": True, "size": 64},
+    "merge": {"merge": "joint"},
+    "merge-judged": {"merge": "judged"},
 }
 
 

@@ -17,16 +17,21 @@ from tests.helpers.tiny_repository import read_config, write_tiny_repository
 from tests.helpers.triton import batch_dynamically
 
 POSITIONED = {"name": "prototypes", "merge": "mean", "ways": "ways", "positions": True}
-RICH = {"stack": True, "query_features": True, "extent": True, "letterbox": True}
-GRAPHS = ("features", "query_features", "guide", "decode")
+GRAPHS = ("features", "query_features", "guide", "merge", "decode")
+VARIANTS = {
+    "plain": {},
+    "rich": {"stack": True, "query_features": True, "extent": True, "letterbox": True},
+    "stored": {"positions": True},
+    "joint": {"merge": "joint"},
+    "judged": {"merge": "judged"},
+}
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A repository with families of several kinds, in which nothing is wrong."""
     root = tmp_path_factory.mktemp("sound")
-    variants = {"plain": {}, "rich": RICH, "stored": {"positions": True}}
-    for alias, variant in variants.items():
+    for alias, variant in VARIANTS.items():
         family = write_tiny_repository(root, alias, **variant)
         for role in GRAPHS:
             if (root / f"{family}_{role}").is_dir():
@@ -263,6 +268,26 @@ def test_a_wrong_parameter_is_named(repository, family, key, value):
     assert all(problem.startswith(f"{family}_") for problem in problems)
     named = ("fewseg." + key, "fewseg.image_resize", "fewseg.mask_resize")
     assert any(name in problem for problem in problems for name in named), problems
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("merge_inputs", "[]", "fewseg.merge_inputs must be a JSON list of different names"),
+        ("merge_inputs", '["areas"]', "nothing makes its input 'areas'"),
+        ("merge_judged", '["features"]', "fewseg.merge_inputs and fewseg.merge_judged name"),
+        (
+            "guidance",
+            json.dumps([{"name": "likes", "merge": "graph", "ways": "none"}]),
+            "_merge/config.pbtxt: fewseg.guidance names 'likes', no output",
+        ),
+        ("guidance", json.dumps([{"name": "x", "merge": "mean", "ways": "none"}]), "rule graph"),
+    ],
+)
+def test_what_a_merge_graph_does_not_fit_is_named(repository, key, value, hint):
+    (name,) = (folder.name for folder in repository.glob("judged-*_merge"))
+    change_parameter(repository, name.removesuffix("_merge"), key, value)
+    assert any(hint in problem for problem in check(repository)), check(repository)
 
 
 def test_models_of_a_family_that_differ_are_named(repository, family):

@@ -335,3 +335,23 @@ def test_the_command_says_in_one_line_why_it_cannot(copied, monkeypatch):
     assert done.exit_code == 1
     assert "needs an NVIDIA GPU and the tensorrt package" in done.output
     assert len(list_families(copied)) == 1
+
+
+def test_the_axes_of_a_merge_graph_are_counted(tmp_path):
+    family = write_tiny_repository(tmp_path, merge="judged")
+    shapes = {}
+    for role in ("merge", "decode"):
+        config = from_text((tmp_path / f"{family}_{role}" / "config.pbtxt").read_text())
+        guidance = config.parameters["fewseg.guidance"].string_value
+        shapes[role] = {
+            name: profile.most[1:]
+            for name, profile in profiles(config, guidance, (1, 4), (1, 3)).items()
+        }
+    assert shapes["merge"] == {
+        "prototypes": (3, 5, 8),
+        "features": (8, 4, 4),
+        "planes": (5, 32, 32),
+        "validity": (3,),
+    }
+    assert shapes["decode"]["agreement"] == (3, 3)
+    assert shapes["decode"]["prototypes"] == (3, 5, 8)

@@ -22,6 +22,7 @@ _CONSTANTS = {
     "from_0": np.array([0], np.int64),
     "to_end": np.array([np.iinfo(np.int64).max], np.int64),
     "last_two": np.array([-2, -1], np.int64),
+    "last_axis": np.array([-1], np.int64),
     "always": np.array(True),
     "noise_shape": np.array([32, 32], np.int64),
     "zero": np.array(0, np.float32),
@@ -56,6 +57,7 @@ class TinyFamily:
     extent: bool
     letterbox: bool
     positions: bool
+    merge: str = ""
 
     @property
     def digest(self) -> str:
@@ -192,7 +194,7 @@ def guide(family: TinyFamily) -> onnx.ModelProto:
     if not family.binary:
         outputs = f"float[N,P,{CHANNELS}] prototypes"
         body = _pool(family) + _pooled("prototypes", "flat_planes")
-        if not family.stack:
+        if not (family.stack or family.merge):
             outputs += ", float[N,P] weights"
             body += """
     peaks = ReduceMax <axes = [2], keepdims = 0> (flat_planes)
@@ -220,6 +222,43 @@ def guide(family: TinyFamily) -> onnx.ModelProto:
 """
     constants = {**_CONSTANTS, **_places(size, 1)}
     return _model(f"guide ({inputs}) => ({outputs}) {{ {body} }}", constants)
+
+
+def merge(family: TinyFamily) -> onnx.ModelProto:
+    """Either the mean of the prototypes of shots that show a plane, or how alike two shots are."""
+    size, grid = family.size, family.grid
+    rows, valid = f"float[N,S,P,{CHANNELS}] prototypes", "float[N,S] validity"
+    if family.merge == "joint":
+        inputs = f"{rows}, float[N,S,P,{size},{size}] planes, {valid}"
+        outputs = f"float[N,P,{CHANNELS}] merged"
+        body = """
+    peaks = ReduceMax <axes = [3, 4], keepdims = 1> (planes)
+    shown_truth = Greater (peaks, zero)
+    shown = Cast <to = 1> (shown_truth)
+    shown_rows = Squeeze (shown, last_axis)
+    shot_weights = Unsqueeze (validity, last_two)
+    row_weights = Mul (shown_rows, shot_weights)
+    weighted = Mul (prototypes, row_weights)
+    merged = ReduceSum <keepdims = 0> (weighted, axis_1)
+"""
+    else:
+        maps = f"float[N,{CHANNELS},{grid},{grid}] features, float[N,P,{size},{size}] planes"
+        inputs = f"{rows}, {maps}, {valid}"
+        outputs = "float[N,S] agreement"
+        body = _pool(family) + _pooled("own", "flat_planes")
+        body += """
+    own_shot = Unsqueeze (own, axis_1)
+    products = Mul (own_shot, prototypes)
+    dots = ReduceSum <keepdims = 0> (products, last_two)
+    own_lengths = ReduceL2 <axes = [2, 3], keepdims = 0> (own_shot)
+    lengths = ReduceL2 <axes = [2, 3], keepdims = 0> (prototypes)
+    both_lengths = Mul (own_lengths, lengths)
+    divisors = Max (both_lengths, eps)
+    cosines = Div (dots, divisors)
+    alike = Relu (cosines)
+    agreement = Mul (alike, validity)
+"""
+    return _model(f"merge ({inputs}) => ({outputs}) {{ {body} }}", _CONSTANTS)
 
 
 def _slow(rounds: int) -> str:
@@ -263,7 +302,8 @@ def decode(family: TinyFamily) -> onnx.ModelProto:
     if family.positions:
         return _positions_decode(family)
     grid = family.grid
-    shots = "S," if family.stack else ""
+    stacked = family.stack or family.merge == "judged"
+    shots = "S," if stacked else ""
     maps = f"float[N,{CHANNELS},{grid},{grid}] {family.query_maps}"
     body, covered = _covered(family, family.query_maps, STRIDE)
     body += _unit_cells(covered)
@@ -274,19 +314,21 @@ def decode(family: TinyFamily) -> onnx.ModelProto:
         body += _shot_margins() if family.stack else _margins()
         logits = f"float[N,W,{'S' if family.stack else 1},{grid},{grid}] logits"
     else:
-        guidance = f", float[N,{shots}P,{CHANNELS}] prototypes"
-        rows = "prototypes"
-        if family.stack:
+        rows = "merged" if family.merge == "joint" else "prototypes"
+        guidance = f", float[N,{shots}P,{CHANNELS}] {rows}"
+        if stacked:
             rows = "mean_prototypes"
-            body += "shot_weights = Unsqueeze (validity, last_two)\n"
+            body += _shot_weights(family)
             body += "valid_prototypes = Mul (prototypes, shot_weights)\n"
             # A cosine does not care for length: the sum over real shots is as good as the mean.
             body += "mean_prototypes = ReduceSum <keepdims = 0> (valid_prototypes, axis_1)\n"
         body += _cosines("scores", rows) + "quick = Reshape (scores, maps)\n"
         logits = f"float[N,P,1,{grid},{grid}] logits"
-    if family.stack:
+    if stacked:
         guidance += ", float[N,S] validity"
     guidance += family.extent_input
+    if family.merge == "judged":
+        guidance += ", float[N,S,S] agreement"
     body += _slow(family.slow_decode)
     constants = {
         **_CONSTANTS,
@@ -296,6 +338,17 @@ def decode(family: TinyFamily) -> onnx.ModelProto:
         "rounds": np.array(family.slow_decode, np.int64),
     }
     return _model(f"decode ({maps}{guidance}) => ({logits}) {{ {body} }}", constants)
+
+
+def _shot_weights(family: TinyFamily) -> str:
+    """1 for real shots, times how well the others agree with them where that is known."""
+    if family.merge != "judged":
+        return "shot_weights = Unsqueeze (validity, last_two)\n"
+    return """
+    agreed = ReduceSum <keepdims = 0> (agreement, axis_1)
+    real = Mul (agreed, validity)
+    shot_weights = Unsqueeze (real, last_two)
+"""
 
 
 def _margins() -> str:

@@ -46,6 +46,7 @@ def write_tiny_repository(
     extent: bool = False,
     letterbox: bool = False,
     positions: bool = False,
+    merge: str = "",
 ) -> str:
     """Adds one family to the repository at ``root``, which is made if need be.
 
@@ -55,6 +56,9 @@ def write_tiny_repository(
     * ``stack``: ``prototypes`` (stack, ``validity``), decision argmax;
     * ``binary``: ``foreground`` [W, 8] (weighted_mean by ``foreground_weights``) and
       ``background`` [W, 8] (mean), decision margin;
+    * ``merge`` "joint": ``merged`` [1 + W, 8] of a merge graph, decision argmax;
+    * ``merge`` "judged": ``prototypes`` (stack, ``validity``) and ``agreement`` of a merge graph
+      that judges each shot under each, decision argmax;
     * both: ``foreground`` and ``background`` (stack, ``validity``), decision any_shot.
 
     Args:
@@ -72,6 +76,7 @@ def write_tiny_repository(
         extent: All graphs but ``features`` take ``extent``, and what lies outside is nothing.
         letterbox: Images keep their aspect, and come as ``uint16_8.8``.
         positions: ``stored`` [W, K, 8] float16, the cells of each way, stacked; decision margin.
+        merge: "joint" or "judged" for a merge graph; multiway only.
 
     Returns:
         The family's name.
@@ -90,10 +95,13 @@ def write_tiny_repository(
         extent,
         letterbox,
         positions,
+        merge=merge,
     )
     graphs = {"guide": tiny_graphs.guide(family), "decode": tiny_graphs.decode(family)}
     if query_features:
         graphs["query_features"] = tiny_graphs.query_features(family)
+    if merge:
+        graphs["merge"] = tiny_graphs.merge(family)
     # As the exporter does: the graph that makes a family look complete comes last.
     graphs["features"] = tiny_graphs.features(family)
     for role in ("support_encoder", "query_decoder"):
@@ -126,6 +134,14 @@ def _guidance(family: TinyFamily) -> list[dict[str, object]]:
     if family.positions:
         rule = {"merge": "stack", "positions": True, **validity}
         return [{"name": "stored", "ways": "ways", **rule}]
+    stacked = {"merge": "stack", **validity}
+    if family.merge == "joint":
+        return [{"name": "merged", "ways": "background_and_ways", "merge": "graph"}]
+    if family.merge == "judged":
+        return [
+            {"name": "prototypes", "ways": "background_and_ways", **stacked},
+            {"name": "agreement", "ways": "none", "merge": "graph", **validity},
+        ]
     if not family.binary:
         rule = {"merge": "stack", **validity} if family.stack else _weighted("weights")
         return [{"name": "prototypes", "ways": "background_and_ways", **rule}]
@@ -170,6 +186,8 @@ def _parameters(family: TinyFamily, role: str) -> dict[str, str]:
     roles = ["features", "guide", "decode", "support_encoder", "query_decoder"]
     if family.query_features:
         roles.append("query_features")
+    if family.merge:
+        roles.append("merge")
     margin = "any_shot" if family.stack else "margin"
     binary = family.binary or family.positions
     extent = {"extent": ",".join(family.extent_roles)} if family.extent else {}
@@ -199,7 +217,18 @@ def _parameters(family: TinyFamily, role: str) -> dict[str, str]:
         "shot_buckets": ",".join(map(str, family.shot_buckets)),
         "feature_reuse": "always",
         "provenance": json.dumps({"exporter": "tests", "license": "Apache-2.0"}),
+        **_MERGES[family.merge],
     }
+
+
+_MERGES = {
+    "": {},
+    "joint": {"merge_inputs": json.dumps(["prototypes", "planes"])},
+    "judged": {
+        "merge_inputs": json.dumps(["prototypes"]),
+        "merge_judged": json.dumps(["features", "planes"]),
+    },
+}
 
 
 def _base_config(family: TinyFamily, role: str) -> model_config_pb2.ModelConfig:
