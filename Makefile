@@ -9,10 +9,10 @@ SERVE_STAMP := $(VENV)/.installed-to-serve
 # onnxruntime would otherwise write telemetry state under the user's cache.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo serve triton test lint fmt proto bench bench-peers clean
+.PHONY: help install demo serve triton test lint fmt proto bench bench-peers bench-triton clean
 
 help: ## Lists the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Everything for development, into .venv
 
@@ -56,6 +56,9 @@ fmt: $(STAMP) ## Formats the code
 
 bench: $(STAMP) ## The standard load-test suite: prints its table, updates docs/performance.md (quiet machine, 10 minutes)
 	$(BIN)/fewseg-loadtest bench --document docs/performance.md
+
+bench-triton: $(STAMP) ## What the gateway adds to a real Triton, and how Triton batches (quiet machine, 3 minutes)
+	$(BIN)/python -m loadtests.triton_bench
 
 # The peers live in environments of their own, outside of this folder: their dependencies are not ours.
 PEERS ?= $(or $(FEWSEG_PEERS),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fewseg/peers)

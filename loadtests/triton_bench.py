@@ -17,7 +17,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from loadtests.bench.stand import Stand, family_name
 from loadtests.echo import running_echo
 from loadtests.floor import Clock, StraightLine, network_image
 from loadtests.photographs import Photograph, photographs
-from loadtests.servers import running_server
+from loadtests.servers import cpu_seconds, running_server
 from loadtests.targets import Connection
 from triton_local import LocalTriton
 
@@ -43,6 +43,11 @@ REPOSITORY = Path("model_repository")
 CALLERS = 16
 _FLAGS = {"ready-seconds": "3600"}
 _MILLI = 1e3
+_WARM_UP = 10
+#: What the gateway may add to a direct call, in floors.
+_MOST_ADDED = 1.25
+#: Of the throughput that the cores allow.
+_LEAST_SHARE = 0.9
 
 _out = Console()
 
@@ -76,33 +81,45 @@ def setup(repository: Path = REPOSITORY) -> Iterator[Setup]:
 
 
 def one_caller(made: Setup, count: int) -> None:
-    """Compares a Segment with a direct call and with the floor."""
+    """Compares a Segment with a direct call and with the floor, one after another in turn."""
     stand = made.stand
     task = stand.task("one", 1, seed=1)
     prototypes = stand.prototypes(1, seed=1)
-    images = photographs(count + 10, seed=2)
+    images = photographs(count + _WARM_UP, seed=2)
     rows: dict[str, list[float]] = {"gateway": [], "direct": [], "floor": []}
     for number, image in enumerate(images):
         segmented = stand.segment(task, image)
         direct = _direct(made, image, prototypes)
         floor = _floor(stand, image, prototypes)
         floor += stand.echo(segmented.request_bytes, segmented.answer_bytes)
-        if number < 10:
-            continue  # warm-up
+        if number < _WARM_UP:
+            continue
         for name, seconds in zip(rows, (segmented.seconds, direct, floor), strict=True):
             rows[name].append(seconds)
-    medians = {name: statistics.median(values) for name, values in rows.items()}
-    added = statistics.median(np.subtract(rows["gateway"], rows["direct"]).tolist())
+    added = np.subtract(rows["gateway"], rows["direct"])
+    low, ratio, high = np.quantile(added, (0.25, 0.5, 0.75)) / statistics.median(rows["floor"])
     table = Table("one caller, ms", "p50")
-    for name, seconds in medians.items():
-        table.add_row(name, f"{seconds * _MILLI:.2f}")
-    table.add_row("gateway - direct", f"{added * _MILLI:.2f}")
-    table.add_row("the same / floor", f"{added / medians['floor']:.2f}")
+    for name, values in (*rows.items(), ("gateway - direct", added.tolist())):
+        table.add_row(name, f"{statistics.median(values) * _MILLI:.2f}")
+    table.add_row("the same / floor (half of the pairs)", f"{ratio:.2f} ({low:.2f} to {high:.2f})")
+    table.add_row(f"at most {_MOST_ADDED}", _verdict(ratio <= _MOST_ADDED))
     _out.print(table)
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "missed"
 
 
 def _direct(made: Setup, image: Photograph, prototypes: NDArray[np.float32]) -> float:
     """Seconds of a call of the ensemble by somebody who has its tensors."""
+    inputs = _tensors(image, prototypes)
+    started = time.perf_counter()
+    _infer(made, inputs)
+    return time.perf_counter() - started
+
+
+def _tensors(image: Photograph, prototypes: NDArray[np.float32]) -> list[Any]:
+    """Inputs of the ensemble."""
     inputs = []
     for name, values, kind in (
         ("image", network_image(image.jpeg), "UINT8"),
@@ -111,9 +128,11 @@ def _direct(made: Setup, image: Photograph, prototypes: NDArray[np.float32]) -> 
         tensor = InferInput(name, list(values.shape), kind)
         tensor.set_data_from_numpy(values)
         inputs.append(tensor)
-    started = time.perf_counter()
+    return inputs
+
+
+def _infer(made: Setup, inputs: Sequence[Any]) -> None:
     made.client.infer(f"{made.family}_query_decoder", inputs).as_numpy("logits")
-    return time.perf_counter() - started
 
 
 def _floor(stand: Stand, image: Photograph, prototypes: NDArray[np.float32]) -> float:
@@ -141,51 +160,106 @@ def _bytes(tensor: Any) -> int:
     return size * int(np.prod([2 if extent == -1 else extent for extent in tensor.dims]))
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What sixteen callers got in some seconds, and what it took.
+
+    Attributes:
+        answers: A second.
+        generator: Cores that the callers took.
+        triton, gateway: CPU seconds an answer.
+    """
+
+    answers: float
+    generator: float
+    triton: float
+    gateway: float
+
+
 def many_callers(made: Setup, seconds: float) -> None:
-    """Runs callers of different tasks, each image its own."""
+    """Runs callers of different tasks, each image its own; before and after, direct callers."""
     stand = made.stand
     tasks = [stand.task(f"many-{number}", 1, seed=100 + number) for number in range(CALLERS)]
     piles = [photographs(40, seed=1000 + number) for number in range(CALLERS)]
+    guidance = stand.prototypes(1, seed=1)
+    prepared = [[_tensors(image, guidance) for image in pile[:4]] for pile in piles]
+
+    def segment(caller: int, done: int) -> None:
+        stand.segment(tasks[caller], piles[caller][done % len(piles[caller])])
+
+    def infer(caller: int, done: int) -> None:
+        _infer(made, prepared[caller][done % len(prepared[caller])])
+
+    _round(made, infer, 1.0)  # warm-up
+    direct = [_round(made, infer, seconds / 2)]
     before = _counts(made)
-    own = psutil.Process()
-    started, own_started = time.perf_counter(), sum(own.cpu_times()[:2])
-    served_started = _cpu_of_triton(made)
+    served = _round(made, segment, seconds)
+    after = _counts(made)
+    direct.append(_round(made, infer, seconds / 2))
+    graphs, floor = _cpu(stand, photographs(30, seed=5))
+    _out.print(_throughput(served, direct, graphs, floor))
+    table = Table("while they ran", "queries", "executions", "queries an execution")
+    for role, (queries, executions) in after.items():
+        more = queries - before[role][0], executions - before[role][1]
+        if more[0]:
+            table.add_row(role, str(more[0]), str(more[1]), f"{more[0] / more[1]:.1f}")
+    _out.print(table)
+
+
+def _throughput(served: Round, direct: Sequence[Round], graphs: float, floor: float) -> Table:
+    """Answers a second beside what the cores allow; CPU an answer beside what it has to take."""
+    engine = statistics.mean(one.triton for one in direct)
+    cores = (os.cpu_count() or 1) - served.generator
+    table = Table(f"{CALLERS} callers of different tasks", "")
+    table.add_row("answers/s", f"{served.answers:.1f}")
+    table.add_row("generator, cores", f"{served.generator:.2f}")
+    for name, cpu in (
+        ("Triton", served.triton),
+        ("Triton, called directly", engine),
+        ("graphs straight down", graphs),
+        ("gateway", served.gateway),
+        ("floor", floor),
+    ):
+        table.add_row(f"{name}, CPU ms an answer", f"{cpu * _MILLI:.1f}")
+    spent = served.triton + served.gateway
+    for name, needed in (("Triton", engine), ("graphs", graphs)):
+        allowed = cores / (needed + floor)
+        share = served.answers / allowed
+        table.add_row(f"cores / ({name} + floor), answers/s", f"{allowed:.1f}")
+        table.add_row("share of that", f"{share:.0%}, {_verdict(share >= _LEAST_SHARE)}")
+        table.add_row("the same by CPU time alone", f"{(needed + floor) / spent:.0%}")
+    return table
+
+
+def _round(made: Setup, call: Callable[[int, int], None], seconds: float) -> Round:
+    """Lets all callers call, again and again, for some seconds.
+
+    Args:
+        made: What is measured.
+        call: Of a caller's number, and how often it has called.
+        seconds: How long.
+    """
+    own, server = psutil.Process(), psutil.Process(made.triton.pid)
+
+    def spent() -> NDArray[np.float64]:
+        gateway = made.stand.server.cpu_seconds()
+        return np.array([sum(own.cpu_times()[:2]), cpu_seconds(server), gateway])
+
+    before, started = spent(), time.perf_counter()
     until = started + seconds
 
-    def call(task: str, pile: Sequence[Photograph]) -> int:
+    def caller(number: int) -> int:
         done = 0
         while time.perf_counter() < until:
-            stand.segment(task, pile[done % len(pile)])
+            call(number, done)
             done += 1
         return done
 
     with ThreadPoolExecutor(CALLERS) as pool:
-        done = sum(pool.map(call, tasks, piles))
+        done = sum(pool.map(caller, range(CALLERS)))
     elapsed = time.perf_counter() - started
-    generator = (sum(own.cpu_times()[:2]) - own_started) / elapsed
-    served = (_cpu_of_triton(made) - served_started) / done
-    engine, floor = _cpu(stand, photographs(30, seed=5))
-    cores = (os.cpu_count() or 1) - generator
-    allowed = cores / (engine + floor)
-    table = Table(f"{CALLERS} callers of different tasks", "")
-    table.add_row("answers/s", f"{done / elapsed:.1f}")
-    table.add_row("generator, cores", f"{generator:.2f}")
-    table.add_row("Triton, CPU ms an answer", f"{served * _MILLI:.1f}")
-    table.add_row("graphs, CPU ms", f"{engine * _MILLI:.1f}")
-    table.add_row("floor, CPU ms", f"{floor * _MILLI:.1f}")
-    table.add_row("cores allow, answers/s", f"{allowed:.1f}")
-    table.add_row("share of that", f"{done / elapsed / allowed:.0%}")
-    for role, (queries, executions) in _counts(made).items():
-        more = queries - before[role][0], executions - before[role][1]
-        if more[0]:
-            table.add_row(f"{role}: queries / executions", f"{more[0]} / {more[1]}")
-    _out.print(table)
-
-
-def _cpu_of_triton(made: Setup) -> float:
-    """CPU seconds of Triton and of its models' processes so far."""
-    server = psutil.Process(made.triton.pid)
-    return sum(sum(one.cpu_times()[:2]) for one in (server, *server.children(recursive=True)))
+    generator, triton, gateway = spent() - before
+    return Round(done / elapsed, generator / elapsed, triton / done, gateway / done)
 
 
 def _counts(made: Setup) -> dict[str, tuple[int, int]]:

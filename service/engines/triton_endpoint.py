@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -108,8 +108,8 @@ class Endpoint:
 
     async def index(self) -> dict[str, str]:
         """State by name of every model in its repository; empty for one that was never loaded."""
-        index = await self._ask(
-            self._control.get_model_repository_index(client_timeout=self._options.control_seconds)
+        index = await self._question(
+            lambda client, seconds: client.get_model_repository_index(client_timeout=seconds)
         )
         states: dict[str, str] = {}
         for model in index.models:
@@ -120,27 +120,41 @@ class Endpoint:
 
     async def config(self, model: str) -> ModelConfig:
         """The config of a model that is loaded."""
-        answer = await self._ask(
-            self._control.get_model_config(model, client_timeout=self._options.control_seconds)
+        answer = await self._question(
+            lambda client, seconds: client.get_model_config(model, client_timeout=seconds)
         )
         return answer.config
 
     async def load(self, model: str) -> None:
-        """Loads a model, and returns when it is ready; one that is loaded stays as it is."""
-        await self._ask(self._control.load_model(model, client_timeout=self._options.load_seconds))
+        """Loads a model, and returns when it is ready; one that is loaded stays as it is.
+
+        That may take minutes of silence, in which the server is asked whether it is still there.
+        """
+        loading = asyncio.ensure_future(
+            self._ask(self._control.load_model(model, client_timeout=self._options.load_seconds))
+        )
+        try:
+            while not (await asyncio.wait({loading}, timeout=self._options.control_seconds))[0]:
+                await self._question(
+                    lambda client, seconds: client.is_server_live(client_timeout=seconds)
+                )
+            await loading
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
 
     async def unload(self, model: str) -> None:
         """Begins to unload a model; what runs in it ends first."""
-        await self._ask(
-            self._control.unload_model(model, client_timeout=self._options.control_seconds)
+        await self._question(
+            lambda client, seconds: client.unload_model(model, client_timeout=seconds)
         )
 
     async def register(self, region: str, size: int) -> None:
         """Lets it map the shared memory of a name, which is the region's name as well."""
         try:
-            await self._ask(
-                self._control.register_system_shared_memory(
-                    region, f"/{region}", size, client_timeout=self._options.control_seconds
+            await self._question(
+                lambda client, seconds: client.register_system_shared_memory(
+                    region, f"/{region}", size, client_timeout=seconds
                 )
             )
         except TritonError as error:
@@ -151,18 +165,16 @@ class Endpoint:
     async def unregister(self, region: str) -> None:
         """Lets it unmap a region."""
         self.regions.discard(region)
-        await self._ask(
-            self._control.unregister_system_shared_memory(
-                region, client_timeout=self._options.control_seconds
+        await self._question(
+            lambda client, seconds: client.unregister_system_shared_memory(
+                region, client_timeout=seconds
             )
         )
 
     async def registered(self) -> list[str]:
         """Names of all regions that it maps, whoever registered them."""
-        answer = await self._ask(
-            self._control.get_system_shared_memory_status(
-                client_timeout=self._options.control_seconds
-            )
+        answer = await self._question(
+            lambda client, seconds: client.get_system_shared_memory_status(client_timeout=seconds)
         )
         return list(answer.regions)
 
@@ -170,6 +182,20 @@ class Endpoint:
         """Ends both connections, and the calls on them."""
         self._closed = True
         await asyncio.gather(self._inference.close(), self._control.close())
+
+    async def _question(self, ask: Callable[[Any, float], Awaitable[_ResultT]]) -> _ResultT:
+        """Asks something that takes no time; one that is not answered costs the connection.
+
+        It may be half open, and here no ping tells. Other calls on it end as they would have, and
+        the connection with the last of them.
+        """
+        client = self._control
+        try:
+            return await self._ask(ask(client, self._options.control_seconds))
+        except TritonError as error:
+            if error.trouble is Trouble.TIMED_OUT and client is self._control:
+                self._control = _client(self.address, self._options, keepalive=False)
+            raise
 
     async def _ask(self, call: Awaitable[_ResultT]) -> _ResultT:
         try:

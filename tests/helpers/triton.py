@@ -94,6 +94,7 @@ class Proxy:
         self._target = target
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._frozen: set[asyncio.Task[None]] = set()
         self.address = ""
         self.silent = False
         self.sent = 0
@@ -110,6 +111,10 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
+    def freeze(self) -> None:
+        """Swallows all further bytes of the connections that are open now; new ones work."""
+        self._frozen |= self._connections
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -118,17 +123,22 @@ class Proxy:
         with suppress(OSError, asyncio.CancelledError):
             back_reader, back_writer = await asyncio.open_connection(host, int(port))
             await asyncio.gather(
-                self._forward(reader, back_writer, outwards=True),
-                self._forward(back_reader, writer, outwards=False),
+                self._forward(task, reader, back_writer, outwards=True),
+                self._forward(task, back_reader, writer, outwards=False),
             )
         writer.close()
 
     async def _forward(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, outwards: bool
+        self,
+        connection: asyncio.Task[None],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        outwards: bool,
     ) -> None:
         try:
             while data := await reader.read(1 << 16):
-                if self.silent:
+                if self.silent or connection in self._frozen:
                     continue
                 self.sent += len(data) if outwards else 0
                 writer.write(data)

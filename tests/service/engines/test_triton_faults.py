@@ -12,6 +12,10 @@ import pytest
 from service.core.calls import Call
 from service.core.errors import DeadlineExceededError, UnavailableError
 from service.core.family import GraphRole
+from service.engines.triton_discovery import AWAY
+from service.engines.triton_endpoint import Endpoint
+from service.engines.triton_errors import TritonError
+from service.engines.triton_options import TritonOptions
 from tests.helpers.gateway import (
     CountingTelemetry,
     labels_of,
@@ -180,6 +184,31 @@ async def test_a_half_open_connection_is_noticed_in_bounded_time(tmp_path, serve
         assert time.monotonic() - started < 5.0
         wire.silent = False
         await answered(lambda: features(engine, family))
+
+
+async def test_a_half_open_connection_holds_up_neither_loading_nor_what_comes_after(
+    tmp_path, serve_triton, family
+):
+    triton = serve_triton(tmp_path)
+    async with (
+        Proxy(triton.grpc_address) as wire,
+        triton_engine(wire.address, control_seconds=1.0, **QUICK) as engine,
+    ):
+        endpoint = Endpoint(wire.address, TritonOptions(control_seconds=1.0))
+        await endpoint.index()
+        await engine.discover()
+        wire.freeze()
+        started = time.monotonic()
+        with pytest.raises(TritonError) as caught:
+            await endpoint.load(f"{family}_guide")
+        assert caught.value.trouble in AWAY
+        with pytest.raises(UnavailableError):
+            await engine.load(family)
+        assert time.monotonic() - started < 10.0
+        await endpoint.load(f"{family}_guide")
+        await answered(lambda: engine.load(family))
+        await features(engine, family)
+        await endpoint.close()
 
 
 async def test_two_tritons_share_the_work_and_one_of_them_is_enough(tmp_path, serve_triton, family):
