@@ -15,9 +15,11 @@ from rich.markup import escape
 
 from export import canet_family, sgone_family, sources
 from export.care import add_commands
+from export.dense_commands import add_commands as add_dense_commands
 from export.derived_commands import add_commands as add_derived_commands
 from export.errors import ExportError
 from export.family import Family
+from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
 from export.prototype_family import prototype_family
 from export.repository import list_families, remove_other_families, write_family
 from export.revolver_family import revolver_family
@@ -57,6 +59,7 @@ class Verifiable(StrEnum):
     REVOLVER = "revolver"
     SGONE = "sgone"
     CANET = "canet"
+    HSNET = "hsnet"
 
 
 class Engine(StrEnum):
@@ -67,13 +70,6 @@ class Engine(StrEnum):
     NONE = "none"
 
 
-Out = Annotated[Path, typer.Option(help="Model repository to write to; made if it is not there.")]
-Size = Annotated[str, typer.Option(help="Input of the network: S for SxS, or HxW.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the family if it is there already.")]
-Prune = Annotated[
-    bool, typer.Option("--prune", help="Remove the other families of that name afterwards.")
-]
-Checkpoint = Annotated[Path, typer.Option(help="Snapshot of the official training (.pth).")]
 MaxPixels = Annotated[
     int,
     typer.Option(
@@ -82,7 +78,6 @@ MaxPixels = Annotated[
         "1 KB of memory a pixel.",
     ),
 ]
-MaxBatch = Annotated[int, typer.Option(min=1, max=128, help="Most queries that run together.")]
 
 
 @app.command()
@@ -256,6 +251,7 @@ def verify(
 ) -> None:
     """Compares torch, exported graphs and gateway with numbers made by the authors' own code."""
     from export.verification.canet import verify_canet
+    from export.verification.hsnet import verify_hsnet
     from export.verification.panet import verify_panet
     from export.verification.revolver import verify_revolver
     from export.verification.sgone import verify_sgone
@@ -265,6 +261,7 @@ def verify(
         Verifiable.REVOLVER: verify_revolver,
         Verifiable.SGONE: verify_sgone,
         Verifiable.CANET: verify_canet,
+        Verifiable.HSNET: verify_hsnet,
     }
     gateways = {
         Engine.EMBEDDED: EMBEDDED,
@@ -305,23 +302,6 @@ def _report(measures: Sequence[Measure]) -> None:
     console.print(f"All {len(measures)} comparisons are within what is allowed.")
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Reads `S` or `HxW`.
-
-    Returns:
-        Rows and columns.
-
-    Raises:
-        ExportError: It is neither.
-    """
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise ExportError(
-            f"{text!r} is no size: write --size 417, or --size 321x417 (rows x columns)."
-        )
-    return int(parts[0]), int(parts[-1])
-
-
 def main() -> None:
     """Runs the command."""
     app()
@@ -335,10 +315,6 @@ def _told_plainly() -> Iterator[None]:
     except ExportError as error:
         errors.print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
-
-
-add_commands(app, _told_plainly, console)
-add_derived_commands(app, _told_plainly, console)
 
 
 def _blame(measure: Measure) -> str:
@@ -368,3 +344,8 @@ def _write(family: Family, out: Path, *, force: bool, prune: bool) -> None:
     if prune:
         for removed in remove_other_families(out, family):
             console.print(f"{removed} removed from {out}", soft_wrap=True)
+
+
+add_dense_commands(app, _told_plainly, _write)
+add_commands(app, _told_plainly, console)
+add_derived_commands(app, _told_plainly, console)

@@ -94,9 +94,14 @@ def read_model_keys(folder: Path, model: str) -> dict[str, Key]:
     models = _read_json(folder / "keys.json")
     if model not in models:
         raise GoldenError(f"{folder / 'keys.json'} has no model {model}.")
-    return {
-        key: Key(tuple(entry["shape"]), entry["seeded"]) for key, entry in models[model].items()
-    }
+    return {key: _key(entry) for key, entry in models[model].items()}
+
+
+def _key(entry: Any) -> Key:
+    """Reads an entry: an object, or just shape and dtype."""
+    if isinstance(entry, list):
+        return Key(tuple(entry[0]), seeded=True)
+    return Key(tuple(entry["shape"]), entry["seeded"])
 
 
 def read_goldens(folder: Path, names: Sequence[str] = ()) -> list[Golden]:

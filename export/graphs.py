@@ -180,7 +180,10 @@ def _strip(model: onnx.ModelProto) -> None:
     del model.metadata_props[:]
     model.doc_string = ""
     model.producer_name, model.producer_version = "fewseg-export", ""
-    graph = model.graph
+    _strip_graph(model.graph)
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
     graph.name, graph.doc_string = "fewseg", ""
     del graph.metadata_props[:]
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -188,6 +191,10 @@ def _strip(model: onnx.ModelProto) -> None:
         part.doc_string = ""
     # Shapes of inner tensors say nothing that a runtime does not infer itself.
     del graph.value_info[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _strip_graph(attribute.g)
 
 
 def _declare(values: Sequence[onnx.ValueInfoProto], specs: Sequence[TensorSpec], role: str) -> None:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 """Mean of RGB values in [0, 1] that trunks of ImageNet are fed with."""
@@ -229,3 +232,26 @@ def corner_matrix(source: int, target: int) -> Tensor:
         identity, size=(target, 1), mode="bilinear", align_corners=True
     )
     return resized[0, :, :, 0].T.contiguous()
+
+
+def one_by_one(step: Callable[..., Tensor], *items: Tensor) -> Tensor:
+    """Applies a step to one item after another, so that what it needs is in memory once.
+
+    A graph gets an ONNX Scan of it, whose body sees the tensors around it too.
+
+    Args:
+        step: From an item's tensors to its result.
+        items: Tensors whose axis 0 counts the items.
+
+    Returns:
+        The results along a new axis 0.
+    """
+    if not torch.compiler.is_exporting():
+        return torch.stack([step(*item) for item in zip(*items, strict=True)])
+
+    def scanned(carried: Tensor, item: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        return carried.clone(), step(*item)
+
+    # Scan wants something to hand on.
+    results: Tensor = scan(scanned, torch.zeros(1), items)[1]
+    return results

@@ -10,7 +10,10 @@ import torch
 
 from export.canet_family import canet_family
 from export.family import Family
+from export.hsnet_family import hsnet_family
 from export.methods.canet import CanetNetwork
+from export.methods.hsnet.graphs import HsnetNetwork
+from export.methods.hsnet.trunks import ResNetTaps
 from export.methods.revolver import GuidedModel, GuidedNetwork
 from export.methods.sgone import SgOneNetwork
 from export.prototype_family import prototype_family
@@ -36,6 +39,9 @@ EXPORTED: Final[Mapping[str, Callable[[Common], Family]]] = {
         network=SgOneNetwork().eval(), max_pixels=MAX_PIXELS, **common
     ),
     "canet": lambda common: canet_family(network=CanetNetwork().eval(), size=SIZE, **common),
+    "hsnet": lambda common: hsnet_family(
+        network=HsnetNetwork(ResNetTaps((1, 1, 1, 1))).eval(), size=SIZE, **common
+    ),
 }
 
 

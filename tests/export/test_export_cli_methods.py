@@ -36,10 +36,11 @@ def stub_export(monkeypatch):
 def checkpoint(folder: Path, method: str, model: str = "") -> Path:
     """A file of the official layout whose tensors are one number each."""
     keys = json.loads((GOLDENS / method / "keys.json").read_text())
-    state = {
-        key: torch.full((), 0.01, dtype=getattr(torch, entry["dtype"])).expand(entry["shape"])
-        for key, entry in (keys[model] if model else keys).items()
-    }
+    state = {}
+    for key, entry in (keys[model] if model else keys).items():
+        shape, dtype = entry if isinstance(entry, list) else (entry["shape"], entry["dtype"])
+        value = torch.full((), 0.01, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        state[key] = value.expand(shape)
     if method == "revolver":
         state["anno_enc.weight"] = annotation_kernel()
     path = folder / f"{method}.pth"
@@ -65,6 +66,12 @@ def parameters(repository: Path) -> dict[str, str]:
         ("sgone", "", (), {"fewseg.decision": "margin", "fewseg.min_side": "33"}),
         ("sgone", "", ("--merge", "any", "--channels", "rgb"), {"fewseg.decision": "any_shot"}),
         ("canet", "", ("--size", "97x65"), {"fewseg.input_size": "97x65"}),
+        (
+            "hsnet",
+            "resnet50",
+            ("--size", "104"),
+            {"fewseg.decision": "vote", "fewseg.mask_resize": "torch_nearest"},
+        ),
         ("canet", "", ("--merge", "probability"), {"fewseg.score": "linear"}),
     ],
 )
@@ -96,7 +103,7 @@ def test_a_checkpoint_of_another_method_writes_nothing(tmp_path):
 
 
 def test_a_command_without_a_checkpoint_says_so(tmp_path):
-    for method in ("revolver", "sgone", "canet"):
+    for method in ("revolver", "sgone", "canet", "hsnet"):
         status, output = run(method, "--out", tmp_path)
         assert status == 2
         assert "--checkpoint" in output

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of methods that compare every position of a query with every one of a support."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import typer
+
+from export import hsnet_family
+from export.family import Family
+from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
+
+HSNET_SIZE = "400"
+
+
+class Write(Protocol):
+    """Writes a family into a repository, and tells of it."""
+
+    def __call__(self, family: Family, out: Path, *, force: bool, prune: bool) -> None:
+        """Raises ``ExportError`` if that is not possible."""
+
+
+def add_commands(
+    app: typer.Typer, told_plainly: Callable[[], AbstractContextManager[None]], write: Write
+) -> None:
+    """Adds the commands.
+
+    Args:
+        app: To which program.
+        told_plainly: Turns errors that are meant for people into a line and an exit status.
+        write: What becomes of a family.
+    """
+
+    @app.command()
+    def hsnet(
+        out: Out,
+        checkpoint: Checkpoint,
+        name: Annotated[str, typer.Option(help="What tasks call the model.")] = "hsnet",
+        size: Size = HSNET_SIZE,
+        max_batch: MaxBatch = hsnet_family.MAX_BATCH,
+        force: Force = False,
+        prune: Prune = False,
+    ) -> None:
+        """Exports HSNet (Min et al., ICCV 2021); the file tells its trunk."""
+        with told_plainly():
+            family = hsnet_family.hsnet_family(
+                alias=name,
+                network=hsnet_family.hsnet_checkpoint(checkpoint),
+                size=parse_size(size),
+                provenance={"weights": checkpoint.name},
+                max_batch=max_batch,
+            )
+            write(family, out, force=force, prune=prune)
