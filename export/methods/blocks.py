@@ -192,6 +192,22 @@ def pooled_under(features: Tensor, planes: Tensor) -> Tensor:
     return cells.flatten(2) @ features.flatten(2).transpose(1, 2)
 
 
+def masked_means(features: Tensor, cells: Tensor, epsilon: float) -> Tensor:
+    """Averages features under masks of their own grid.
+
+    Args:
+        features: float32 [batch, C, h, w].
+        cells: Masks, float32 [batch, K, h, w], fractions counting as such.
+        epsilon: Added to the area of a mask.
+
+    Returns:
+        float32 [batch, K, C]; zero under an empty mask.
+    """
+    weights = cells.flatten(2)
+    sums = weights @ features.flatten(2).transpose(1, 2)
+    return sums / (weights.sum(dim=2, keepdim=True) + epsilon)
+
+
 def triangle(positions: Tensor, stride: int) -> Tensor:
     """The bilinear kernel of FCN along one axis: 2 * stride taps, the middle ones the highest.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from export.methods.blocks import CaffeResnet50, ImagenetInput, corner_matrix
+from export.methods.blocks import CaffeResnet50, ImagenetInput, corner_matrix, masked_means
 from export.methods.refinement import (
     CHANNELS,
     ComparedFeatures,
@@ -92,9 +92,7 @@ class CanetGuide(nn.Module):
             way that the shot shows, else 0.
         """
         masks = planes[:, 1:]
-        cells = self.shrink(masks).flatten(2)
-        sums = cells @ features.flatten(2).transpose(1, 2)
-        vectors = sums / (cells.sum(dim=2, keepdim=True) + AREA_EPSILON)
+        vectors = masked_means(features, self.shrink(masks), AREA_EPSILON)
         return vectors, (masks.amax(dim=(2, 3)) > 0).float()
 
 

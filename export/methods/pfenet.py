@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PFENet (Tian et al., TPAMI 2020): a prior from high-level features, and feature enrichment.
+
+Of an image, everything up to layer3 serves both roles. layer4 runs on the whole of a query, and for
+each annotation once more on the support's masked layer3; both times it is the most costly stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from export.methods.blocks import ImagenetInput, corner_matrix, masked_means
+from export.methods.enrichment import (
+    CHANNELS,
+    SCALES,
+    Enrichment,
+    EnrichmentNetwork,
+    convolution,
+    merging,
+)
+from export.methods.prior import prior_maps, stored_positions, unit
+from export.methods.trunks import Backbone
+
+AREA_EPSILON = 5e-4
+"""Added to the number of cells under a mask."""
+
+FIXED_POINT = 256.0
+"""What stands for 1 in an image tensor of 8.8 fixed point."""
+
+
+class PfenetNetwork(EnrichmentNetwork):
+    """The network with the keys of the official checkpoints (without their leading `module.`)."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        """Builds the network with random weights."""
+        super().__init__(backbone)
+        self.down_query = merging(self.channels.middle)
+        self.down_supp = merging(self.channels.middle)
+        self.init_merge = nn.ModuleList(merging(2 * CHANNELS + 1) for _ in range(SCALES))
+
+
+class PfenetFeatures(nn.Module):
+    """The `features` graph: a photograph to layer3, and to its reductions for both roles."""
+
+    def __init__(self, network: PfenetNetwork) -> None:
+        super().__init__()
+        self.normalise = ImagenetInput()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Computes what does not depend on the role of an image.
+
+        Args:
+            image: RGB, uint16 = value x 256, [batch, S, S, 3].
+
+        Returns:
+            float32 [batch, C + 512, f, f]: layer3 (C channels), then what is pooled of a support
+            (256) and what is enriched of a query (256).
+        """
+        finer, coarser = self.network.middle(self.normalise(image.float() / FIXED_POINT))
+        both = torch.cat([coarser, finer], dim=1)
+        return torch.cat([coarser, self.network.down_supp(both), self.network.down_query(both)], 1)
+
+
+def split_features(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Parts of `features`: layer3, of a support, of a query."""
+    layer3 = features.shape[1] - 2 * CHANNELS
+    return (
+        features[:, :layer3],
+        features[:, layer3 : layer3 + CHANNELS],
+        features[:, layer3 + CHANNELS :],
+    )
+
+
+class PfenetGuide(nn.Module):
+    """The `guide` graph: a prototype, and the high-level features of the foreground."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, network: PfenetNetwork, size: int) -> None:
+        """Fixes the side of the planes."""
+        super().__init__()
+        self.layer4 = network.layer4
+        shrink = corner_matrix(size, network.grid(size))
+        self.register_buffer("rows", shrink)
+        self.register_buffer("columns", shrink.T.contiguous())
+
+    def shrink(self, masks: Tensor) -> Tensor:
+        """Resizes masks [batch, K, S, S] corners on corners, to [batch, K, f, f]."""
+        return self.rows @ (masks @ self.columns)
+
+    def forward(self, features: Tensor, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distils a shot.
+
+        Args:
+            features: float32 [batch, C + 512, f, f].
+            planes: float32 [batch, 1 + ways, S, S] of 0 and 1; background is not used.
+
+        Returns:
+            `prototypes` float32 [batch, ways, 256]; `positions` float16 [batch, ways, N, C4], see
+            `stored_positions`; `weights` float32 [batch, ways]: 1 for a way that the shot shows,
+            else 0.
+        """
+        layer3, support, _ = split_features(features)
+        masks = planes[:, 1:]
+        cells = self.shrink(masks)
+        prototypes = masked_means(support, cells, AREA_EPSILON)
+        masked = layer3[:, None] * cells[:, :, None]
+        high = self.layer4(masked.flatten(0, 1))
+        high = high.reshape(*masked.shape[:2], *high.shape[1:])
+        return prototypes, stored_positions(high, cells), (masks.amax(dim=(2, 3)) > 0).float()
+
+
+class PfenetQuery(nn.Module):
+    """The `query_features` graph: layer4, and the query's part of the first merge."""
+
+    def __init__(self, network: PfenetNetwork, size: int, bins: Sequence[float]) -> None:
+        """Fixes the side of the input and the scales, see `enrichment.scale_sides`."""
+        super().__init__()
+        self.layer4 = network.layer4
+        self.enrichment = Enrichment(network, network.grid(size), bins)
+        self.weights = nn.ParameterList(
+            convolution(merge).weight[:, :CHANNELS] for merge in network.init_merge
+        )
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes what no task touches.
+
+        Args:
+            features: float32 [batch, C + 512, f, f].
+
+        Returns:
+            `high`: layer4 as units, float32 [batch, C4, f, f]; `query`: the query's part of the
+            first merge at each scale, float32 [batch, 256, cells of all scales].
+        """
+        layer3, _, query = split_features(features)
+        parts = [
+            nn.functional.conv2d(self.enrichment.pooled(query, scale), weight).flatten(2)
+            for scale, weight in enumerate(self.weights)
+        ]
+        return unit(self.layer4(layer3), dim=1), torch.cat(parts, dim=2)
+
+
+class PfenetDecode(nn.Module):
+    """The `decode` graph: priors, and enrichment of the query by them and by the prototype."""
+
+    def __init__(self, network: PfenetNetwork, size: int, bins: Sequence[float]) -> None:
+        """Fixes the side of the input and the scales, see `enrichment.scale_sides`."""
+        super().__init__()
+        self.enrichment = Enrichment(network, network.grid(size), bins)
+        kernels = [convolution(merge).weight for merge in network.init_merge]
+        self.prototype_weights = nn.ParameterList(
+            kernel[:, CHANNELS : 2 * CHANNELS, 0, 0] for kernel in kernels
+        )
+        self.prior_weights = nn.ParameterList(kernel[:, 2 * CHANNELS :] for kernel in kernels)
+
+    def prior(self, high: Tensor, positions: Tensor, weights: Tensor, validity: Tensor) -> Tensor:
+        """Averages the priors of the shots that show a way: float32 [batch, ways, f, f]."""
+        shown = weights * validity.unsqueeze(2)
+        maps = prior_maps(positions, high) * shown[..., None, None]
+        return maps.sum(dim=1) / shown.sum(dim=1).clamp(min=1.0)[..., None, None]
+
+    def forward(
+        self,
+        high: Tensor,
+        query: Tensor,
+        prototypes: Tensor,
+        positions: Tensor,
+        weights: Tensor,
+        validity: Tensor,
+    ) -> Tensor:
+        """Segments.
+
+        Args:
+            high: Of `query_features`, float32 [batch, C4, f, f].
+            query: Of `query_features`, float32 [batch, 256, cells of all scales].
+            prototypes: Of the task, float32 [batch, ways, 256].
+            positions: Of its shots, float16 [batch, shots, ways, N, C4].
+            weights: float32 [batch, shots, ways], 1 where a shot shows the way.
+            validity: float32 [batch, shots], 1 for real shots and 0 for padded ones.
+
+        Returns:
+            `logits` float32 [batch, ways, 1, f, f]: foreground minus background.
+        """
+        prior = self.prior(high, positions, weights, validity)
+        sides = self.enrichment.sides
+        entries = []
+        for scale, part in enumerate(torch.split(query, [side**2 for side in sides], 2)):
+            shown = prototypes @ self.prototype_weights[scale].T
+            seen = self.enrichment.shrunk(prior, scale).flatten(0, 1).unsqueeze(1)
+            guided = part.reshape(-1, 1, CHANNELS, sides[scale], sides[scale])
+            entry = (guided + shown[..., None, None]).flatten(0, 1)
+            entries.append(entry + nn.functional.conv2d(seen, self.prior_weights[scale]))
+        margins = self.enrichment.margins(self.enrichment.levels(entries))
+        return margins.reshape(*prototypes.shape[:2], 1, *high.shape[2:])
