@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -23,12 +22,14 @@ from service.core.family import ModelFamily
 from service.core.guidance import GuidanceBuilder, infers_background
 from service.core.intake import SupportIntake, weight_of, with_ids
 from service.core.ports import RememberedRequest, Store, TaskChange, Telemetry
+from service.core.put_images import Put, PutImages
 from service.core.refusals import support_not_found, task_exists, task_not_found
 from service.core.requests import BodyDigest, KeyedLocks, RequestId, RequestMemory
 from service.core.timing import Stage
 from service.core.types import (
     AnnotationInput,
     Registration,
+    SourceImage,
     Support,
     SupportInput,
     TaskHeader,
@@ -36,6 +37,8 @@ from service.core.types import (
     TaskRecord,
     TaskReport,
 )
+
+_CREATE_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class Tasks:
         self._builder = builder
         self._committer = committer
         self._store = store
+        self._images = PutImages(store)
         self._requests = requests
         self._intake = intake
         self._telemetry = telemetry
@@ -161,14 +165,9 @@ class Tasks:
         judged = [support.support_id for support in record.supports]
 
         async def commit(remember: RememberedRequest | None) -> None:
-            put = {}
             try:
-                for digest, image in images.items():
-                    put[digest] = await self._store.put_image(header.name.tenant, image)
-                await finished(self._store.create(record, remember))
-            except BaseException:
-                await self._withdraw(header.name.tenant, put)
-                raise
+                async with self._images.of_call(header.name.tenant) as put:
+                    await self._create(record, images.values(), put, remember)
             finally:
                 self._directory.forget(header.name)
 
@@ -177,6 +176,25 @@ class Tasks:
         )
         self._telemetry.tasks(await self._store.count())
         return report
+
+    async def _create(
+        self,
+        record: TaskRecord,
+        images: Collection[SourceImage],
+        put: Put,
+        remember: RememberedRequest | None,
+    ) -> None:
+        """Keeps images and task; puts images again that went with the end of another task."""
+        for attempts_left in reversed(range(_CREATE_ATTEMPTS)):
+            for image in images:
+                await put(image)
+            try:
+                await finished(self._store.create(record, remember))
+            except NotFoundError as error:
+                if error.reason != "IMAGE_NOT_FOUND" or not attempts_left:
+                    raise
+            else:
+                return
 
     def _new_header(self, registration: Registration, family: ModelFamily) -> TaskHeader:
         now = self._now()
@@ -250,14 +268,10 @@ class Tasks:
                 async for given in supports:
                     await self._intake.count_in(body, given)
                 return self._requests.replay(remembered, body.hexdigest())
-            put: dict[str, datetime] = {}
-            try:
+            async with self._images.of_call(name.tenant) as put:
                 record = await self._directory.record(name, call, etag=etag)
                 added = await self._receive(record, supports, body, put, call)
                 return await self._append(name, etag, added, request, body, call)
-            except BaseException:
-                await self._withdraw(name.tenant, put)
-                raise
 
     async def _append(
         self,
@@ -277,21 +291,15 @@ class Tasks:
 
         return await self._change_once(name, etag, request, body.hexdigest(), edit, call)
 
-    async def _withdraw(self, tenant: str, put: Mapping[str, datetime]) -> None:
-        """Lets images go that a call has put in vain, unless others count on them."""
-        if put:
-            with suppress(FewSegError):  # the sweep finds what stays
-                await finished(self._store.withdraw_images(tenant, put))
-
     async def _receive(
         self,
         record: TaskRecord,
         supports: AsyncIterator[SupportInput],
         body: BodyDigest,
-        put: dict[str, datetime],
+        put: Put,
         call: Call,
     ) -> Sequence[Support]:
-        """Checks, computes and stores each support as it comes; notes its image in ``put``."""
+        """Checks, computes and stores each support as it comes."""
         added: list[Support] = []
         header = record.header
         nbytes = weight_of(record.supports)
@@ -312,8 +320,7 @@ class Tasks:
                         except InvalidArgumentError as error:
                             raise error.within("image") from None
                     with call.clock.measure(Stage.STORE):
-                        digest = given.image.digest
-                        put[digest] = await self._store.put_image(header.name.tenant, given.image)
+                        await put(given.image)
             except FewSegError as error:
                 raise error.within(f"supports[{len(added)}]") from None
             added.append(support)
