@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 from triton_local.environment import Environment, ensure_environment
+from triton_local.guard import Guard
 
 _BACKEND_MODEL: Final = Path(__file__).parent / "backend" / "model.py"
 _SHARED_MEMORY: Final = Path("/dev/shm")
@@ -37,7 +38,7 @@ class LocalTriton:
     """A Triton server over a model repository, on loopback.
 
     Use it as a context manager, or call ``start`` and ``stop``. The ports stay the same when it is
-    started again, so that clients find it.
+    started again, so that clients find it. It ends with this process, even where that is killed.
 
     Args:
         repository: The model repository.
@@ -75,6 +76,7 @@ class LocalTriton:
         # Names the server's shared memory, so that what a killed server leaves can be told apart.
         self._region = f"fewseg-triton-{uuid.uuid4().hex[:12]}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
         _copy_backends(self._environment, Path(self._folder.name) / "backends")
 
     @property
@@ -142,6 +144,9 @@ class LocalTriton:
                 # A Ctrl-C at the terminal is the launcher's to handle.
                 start_new_session=True,
             )
+        self._guard = Guard(
+            self._process.pid, _SHARED_MEMORY / self._region, Path(self._folder.name)
+        )
         try:
             self._wait_until_ready(time.monotonic() + timeout)
         except BaseException:
@@ -164,6 +169,9 @@ class LocalTriton:
         process = self._process
         if process is None:
             return
+        if self._guard is not None:
+            self._guard.dismiss()
+            self._guard = None
         # The stubs belong to the group; they outlive a killed server for some seconds.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -236,6 +236,9 @@ def _client(address: str, options: TritonOptions, *, keepalive: bool) -> Any:
         "grpc.max_reconnect_backoff_ms": _LAST_RECONNECT_MS,
         # This one bounds an attempt.
         "grpc.min_reconnect_backoff_ms": _LAST_RECONNECT_MS,
+        # A Pod that comes back has another address; by default its name is not asked for again
+        # within half a minute.
+        "grpc.dns_min_time_between_resolutions_ms": _LAST_RECONNECT_MS,
         # Else channels of equal arguments share a connection, and one engine's end is another's.
         "grpc.use_local_subchannel_pool": 1,
     }

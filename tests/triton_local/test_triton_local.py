@@ -58,6 +58,42 @@ def test_a_killed_one_leaves_nothing_and_starts_again_where_it_was(
         assert "READY" not in states(triton).values()
 
 
+_OWNER = """
+import json, sys, time
+from pathlib import Path
+from tritonclient.grpc import InferenceServerClient
+from triton_local import LocalTriton, ensure_environment
+
+triton = LocalTriton(Path(sys.argv[1]), environment=ensure_environment(Path(sys.argv[2])))
+triton.start()
+with InferenceServerClient(triton.grpc_address) as client:
+    client.load_model(sys.argv[3])
+left = [f"/proc/{triton.pid}", str(triton.log.parent)]
+print(json.dumps([*left, *(f"/dev/shm/{name}" for name in triton.shared_memory)]), flush=True)
+time.sleep(60)
+"""
+
+
+def test_it_ends_with_its_owner_even_where_that_is_killed(tmp_path, family, triton_environment):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", _OWNER, tmp_path, triton_environment.folder, f"{family}_guide"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        left = [Path(path) for path in json.loads(owner.stdout.readline())]
+        assert len(left) > 2
+        assert all(path.exists() for path in left)
+    finally:
+        owner.kill()
+        owner.wait()
+        owner.stdout.close()
+    deadline = time.monotonic() + 20.0
+    while any(path.exists() for path in left):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_without_model_control_everything_is_loaded_at_the_start(tmp_path, family, serve_triton):
     assert set(states(serve_triton(tmp_path, control="none")).values()) == {"READY"}
 
