@@ -114,10 +114,10 @@ def _mark_message(mark: Mark) -> types_pb2.Mark:
 def _labelled(message: types_pb2.Mark, label: Label) -> types_pb2.Mark:
     if isinstance(label, Background):
         message.background = True
-    elif label:
+    elif isinstance(label, str) and label:
         message.class_name = label
     else:
-        raise ValueError("A mark needs the name of a class, or BACKGROUND.")
+        raise ValueError(f"A mark needs the name of a class, or BACKGROUND, not {label!r}.")
     return message
 
 
@@ -152,6 +152,8 @@ def _run_length_mask(mask: NDArray[Any] | CocoRunLengths) -> types_pb2.RunLength
                 f"not {mask.dtype} of the shape {list(mask.shape)}."
             )
         mask = coco.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
+    if not {"size", "counts"} <= set(mask):
+        raise ValueError('Run lengths are {"size": (rows, columns), "counts": ...}.')
     height, width = (int(side) for side in mask["size"])
     counts = mask["counts"]
     if isinstance(counts, bytes):

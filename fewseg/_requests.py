@@ -112,12 +112,14 @@ def register_request(
     """Makes the request that registers a task.
 
     Raises:
-        TypeError: ``classes`` is a single string.
+        TypeError: ``classes`` is no list of strings, or ``supports`` no list.
         ValueError: Both ``ttl`` and ``expire_time`` are given, or the supports do not fit in one
             message.
     """
-    if isinstance(classes, str):
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise TypeError("The classes of a task are a list of names.")
+    if isinstance(supports, Support):
+        raise TypeError("The supports of a task are a list, even a single one.")
     task = task_pb2.Task(display_name=display_name, model=model, classes=classes)
     _set_expiration(task, ttl, expire_time)
     request = task_pb2.RegisterTaskRequest(

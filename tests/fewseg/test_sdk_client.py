@@ -37,6 +37,15 @@ def test_a_task_is_registered_with_its_supports(client, server, photo, coin):
     assert request.supports[0].annotation.marks[0].class_name == "coin"
 
 
+def test_what_is_no_list_is_told_before_anything_is_sent(client, server, photo, coin):
+    for classes in ("coin", [1]):
+        with pytest.raises(TypeError, match="list of names"):
+            client.register(classes, [Support(photo, coin)])
+    with pytest.raises(TypeError, match="supports of a task are a list"):
+        client.register(["coin"], Support(photo, coin))
+    assert not server.requests["RegisterTask"]
+
+
 def test_expiration_is_a_time_span_or_a_moment_but_not_both(client, server, photo, coin):
     supports = [Support(photo, coin)]
     moment = datetime(2031, 5, 1, tzinfo=UTC)

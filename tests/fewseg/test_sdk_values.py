@@ -91,6 +91,8 @@ def test_coco_masks_go_as_they_are_written():
     assert list(plain.lengths.counts) == [1, 2, 3]
     with pytest.raises(ValueError, match="bool or uint8"):
         only_mark(RunLengthMask(np.zeros((2, 2)), "coin"))
+    with pytest.raises(ValueError, match="counts"):
+        only_mark(RunLengthMask({"size": [2, 3]}, "coin"))
 
 
 def test_shapes_take_lists_and_arrays():
@@ -111,8 +113,9 @@ def test_shapes_take_lists_and_arrays():
 
 def test_negative_marks_are_background_and_a_label_is_never_empty():
     assert only_mark(Box(0, 0, 1, 1, BACKGROUND)).WhichOneof("label") == "background"
-    with pytest.raises(ValueError, match="BACKGROUND"):
-        only_mark(Box(0, 0, 1, 1, ""))
+    for label in ("", None, 3):
+        with pytest.raises(ValueError, match="BACKGROUND"):
+            only_mark(Box(0, 0, 1, 1, label))
 
 
 def test_exhaustive_travels_only_if_it_is_said():
