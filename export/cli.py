@@ -17,6 +17,7 @@ from export import canet_family, sgone_family, sources
 from export.care import add_commands
 from export.dense_commands import add_commands as add_dense_commands
 from export.derived_commands import add_commands as add_derived_commands
+from export.enriched_commands import add_commands as add_enriched_commands
 from export.errors import ExportError
 from export.family import Family
 from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
@@ -60,6 +61,7 @@ class Verifiable(StrEnum):
     SGONE = "sgone"
     CANET = "canet"
     HSNET = "hsnet"
+    PFENET = "pfenet"
 
 
 class Engine(StrEnum):
@@ -253,6 +255,7 @@ def verify(
     from export.verification.canet import verify_canet
     from export.verification.hsnet import verify_hsnet
     from export.verification.panet import verify_panet
+    from export.verification.pfenet import verify_pfenet
     from export.verification.revolver import verify_revolver
     from export.verification.sgone import verify_sgone
 
@@ -262,6 +265,7 @@ def verify(
         Verifiable.SGONE: verify_sgone,
         Verifiable.CANET: verify_canet,
         Verifiable.HSNET: verify_hsnet,
+        Verifiable.PFENET: verify_pfenet,
     }
     gateways = {
         Engine.EMBEDDED: EMBEDDED,
@@ -347,5 +351,6 @@ def _write(family: Family, out: Path, *, force: bool, prune: bool) -> None:
 
 
 add_dense_commands(app, _told_plainly, _write)
+add_enriched_commands(app, _told_plainly, _write)
 add_commands(app, _told_plainly, console)
 add_derived_commands(app, _told_plainly, console)

@@ -9,6 +9,7 @@ shape and the seed.
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -166,6 +167,26 @@ def seeded_tensor(key: str, shape: Sequence[int], seed: int) -> torch.Tensor:
 def seeded_checkpoint(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, torch.Tensor]:
     """Rebuilds all tensors of the seeded weights, by key."""
     return {key: seeded_tensor(key, shape, seed) for key, shape in shapes.items()}
+
+
+def overridden(
+    tensors: Mapping[str, torch.Tensor], overrides: Sequence[Mapping[str, Any]]
+) -> dict[str, torch.Tensor]:
+    """Multiplies or adds to some seeded weights, where plain ones would saturate the network.
+
+    Args:
+        tensors: By key.
+        overrides: In order: a regular expression of keys (`match`), `op` ("multiply" or "add") and
+            `value`, a number or one for each entry of the first axis.
+    """
+    changed = dict(tensors)
+    for override in overrides:
+        value = torch.tensor(override["value"], dtype=torch.float32)
+        for key, tensor in changed.items():
+            if re.search(override["match"], key):
+                shaped = value.reshape(-1, *[1] * (tensor.ndim - 1)) if value.ndim else value
+                changed[key] = tensor * shaped if override["op"] == "multiply" else tensor + shaped
+    return changed
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Enrichment(nn.Module):
 
     def _keep(self, name: str, matrix: Tensor) -> None:
         """Keeps a resize of one axis, unless it changes nothing."""
-        changes = not torch.equal(matrix, torch.eye(*matrix.shape))
+        changes = not torch.equal(matrix, torch.eye(matrix.shape[1]))
         self.register_buffer(name, matrix if changes else None)
 
     def pooled(self, maps: Tensor, scale: int) -> Tensor:

@@ -50,6 +50,11 @@ class PfenetFeatures(nn.Module):
         self.normalise = ImagenetInput()
         self.network = network
 
+    def normalised(self, image: Tensor) -> Tensor:
+        """Turns RGB, uint16 = value x 256, [batch, S, S, 3] into float32 [batch, 3, S, S]."""
+        pixels: Tensor = self.normalise(image.float() / FIXED_POINT)
+        return pixels
+
     def forward(self, image: Tensor) -> Tensor:
         """Computes what does not depend on the role of an image.
 
@@ -60,7 +65,7 @@ class PfenetFeatures(nn.Module):
             float32 [batch, C + 512, f, f]: layer3 (C channels), then what is pooled of a support
             (256) and what is enriched of a query (256).
         """
-        finer, coarser = self.network.middle(self.normalise(image.float() / FIXED_POINT))
+        finer, coarser = self.network.middle(self.normalised(image))
         both = torch.cat([coarser, finer], dim=1)
         return torch.cat([coarser, self.network.down_supp(both), self.network.down_query(both)], 1)
 

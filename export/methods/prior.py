@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,8 @@ def stored_positions(maps: Tensor, cells: Tensor) -> Tensor:
     inside = cells.flatten(2) > 0
     total = inside.shape[2]
     most = inside.sum(dim=2).flatten().amax(dim=0).clamp(min=1)
-    length = int(most.item())
+    # A symbol while it is exported, so no int() of it.
+    length: Any = most.item()
     if torch.compiler.is_exporting():
         # What an exported graph may rely on; torch has no types for it.
         torch._check(length >= 1)  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -36,11 +36,13 @@ class Application:
         images: RGB uint8 [H, W, 3], one per shot.
         labels: uint8 [H, W]: 0 background, 1 the object, `UNKNOWN` elsewhere.
         query: RGB uint8 [H, W, 3].
+        size: Of the answer: "network", or "original" for the photograph's.
     """
 
     images: Sequence[Array]
     labels: Sequence[Array]
     query: Array
+    size: Literal["network", "original"] = "network"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -52,7 +52,8 @@ def segment_application(
         for image, labels in zip(application.images, application.labels, strict=True)
     ]
     with _client(repository, gateway) as client:
-        return _segment(client, model, ["object"], supports, application.query)
+        query, size = application.query, application.size
+        return _segment(client, model, ["object"], supports, query, size=size)
 
 
 def _client(repository: Path, gateway: Gateway) -> Client:
@@ -64,10 +65,16 @@ def _client(repository: Path, gateway: Gateway) -> Client:
 
 
 def _segment(
-    client: Client, model: str, classes: Sequence[str], supports: list[Support], query: Array
+    client: Client,
+    model: str,
+    classes: Sequence[str],
+    supports: list[Support],
+    query: Array,
+    *,
+    size: Literal["network", "original"] = "network",
 ) -> tuple[Array, Array]:
     task = client.register(list(classes), supports, model=model)
-    result = client.segment(task, query, size="network", probabilities=True)
+    result = client.segment(task, query, size=size, probabilities=True)
     if result.probabilities is None:
         raise ValueError("The service returned no probabilities.")
     return result.mask, result.probabilities

@@ -88,7 +88,7 @@ def merged(shots: Sequence[Arrays], family: Family) -> dict[str, Array]:
     for tensor in family.serving.guidance:
         if tensor["merge"] == "graph":
             continue
-        values = np.stack([shot[tensor["name"]] for shot in shots])
+        values = _stacked([shot[tensor["name"]] for shot in shots])
         if tensor["merge"] == "stack":
             guidance[tensor["validity"]] = np.ones(len(shots), np.float32)
         elif tensor["merge"] == "mean":
@@ -97,6 +97,17 @@ def merged(shots: Sequence[Arrays], family: Family) -> dict[str, Array]:
             values = _weighted_mean(values, np.stack([shot[tensor["weight"]] for shot in shots]))
         guidance[tensor["name"]] = values
     return guidance
+
+
+def _stacked(values: Sequence[Array]) -> Array:
+    """Shots along a new axis; those with fewer stored positions end in zeros."""
+    shape = np.max([value.shape for value in values], axis=0)
+    rooms = [np.subtract(shape, value.shape) for value in values]
+    padded = [
+        np.pad(value, [(0, extra) for extra in room])
+        for value, room in zip(values, rooms, strict=True)
+    ]
+    return np.stack(padded)
 
 
 def _weighted_mean(values: Array, weights: Array) -> Array:
