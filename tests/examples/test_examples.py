@@ -51,6 +51,16 @@ def test_register_and_segment(run, tmp_path):
     assert Image.open(tmp_path / "coins.png").size == (200, 303)
 
 
+def test_the_snippet_of_the_readme_finds_coins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    names = {}
+    exec(snippet, names)
+    assert 0.2 < (names["result"].mask == 1).mean() < 0.6
+    assert names["result"].classes[0].mean_score > 0.7
+    assert (tmp_path / "found.png").exists()
+
+
 def test_interactive(run, tmp_path):
     told = run("interactive")
     assert [line.split(":")[0] for line in told] == [f"click {n}" for n in (1, 2, 3, 4)]
