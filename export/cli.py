@@ -62,6 +62,7 @@ class Verifiable(StrEnum):
     CANET = "canet"
     HSNET = "hsnet"
     PFENET = "pfenet"
+    REPRI = "repri"
 
 
 class Engine(StrEnum):
@@ -256,6 +257,7 @@ def verify(
     from export.verification.hsnet import verify_hsnet
     from export.verification.panet import verify_panet
     from export.verification.pfenet import verify_pfenet
+    from export.verification.repri import verify_repri
     from export.verification.revolver import verify_revolver
     from export.verification.sgone import verify_sgone
 
@@ -266,6 +268,7 @@ def verify(
         Verifiable.CANET: verify_canet,
         Verifiable.HSNET: verify_hsnet,
         Verifiable.PFENET: verify_pfenet,
+        Verifiable.REPRI: verify_repri,
     }
     gateways = {
         Engine.EMBEDDED: EMBEDDED,

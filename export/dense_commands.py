@@ -10,11 +10,12 @@ from typing import Annotated, Protocol
 
 import typer
 
-from export import hsnet_family
+from export import hsnet_family, repri_family
 from export.family import Family
 from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
 
 HSNET_SIZE = "400"
+REPRI_SIZE = "417"
 
 
 class Write(Protocol):
@@ -50,6 +51,27 @@ def add_commands(
             family = hsnet_family.hsnet_family(
                 alias=name,
                 network=hsnet_family.hsnet_checkpoint(checkpoint),
+                size=parse_size(size),
+                provenance={"weights": checkpoint.name},
+                max_batch=max_batch,
+            )
+            write(family, out, force=force, prune=prune)
+
+    @app.command()
+    def repri(
+        out: Out,
+        checkpoint: Checkpoint,
+        name: Annotated[str, typer.Option(help="What tasks call the model.")] = "repri",
+        size: Size = REPRI_SIZE,
+        max_batch: MaxBatch = 8,
+        force: Force = False,
+        prune: Prune = False,
+    ) -> None:
+        """Exports RePRI (Boudiaf et al., CVPR 2021); the file tells its trunk."""
+        with told_plainly():
+            family = repri_family.repri_family(
+                alias=name,
+                network=repri_family.repri_checkpoint(checkpoint),
                 size=parse_size(size),
                 provenance={"weights": checkpoint.name},
                 max_batch=max_batch,

@@ -19,7 +19,7 @@ ENSEMBLES: Final = frozenset({"support_encoder", "query_decoder"})
 
 #: Merge rules, and what an entry must say besides. What the merge graph makes may have a validity.
 _MERGES: Final = {"mean": None, "weighted_mean": "weight", "stack": "validity", "graph": None}
-_TARGETS: Final = ("input", "original", "longest_square", "output")
+_TARGETS: Final = ("input", "extent", "original", "longest_square", "output")
 
 
 def _matches(pattern: str) -> Callable[[str], bool]:

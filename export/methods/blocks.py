@@ -271,3 +271,31 @@ def one_by_one(step: Callable[..., Tensor], *items: Tensor) -> Tensor:
     # Scan wants something to hand on.
     results: Tensor = scan(scanned, torch.zeros(1), items)[1]
     return results
+
+
+def folded(
+    step: Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]],
+    state: tuple[Tensor, ...],
+    items: Tensor,
+) -> tuple[Tensor, ...]:
+    """Hands a state from step to step; a graph gets an ONNX Scan of it.
+
+    Args:
+        step: From a state and an item to the next state, of the same shapes.
+        state: The first one.
+        items: Axis 0 counts the steps.
+
+    Returns:
+        The last state.
+    """
+    if not torch.compiler.is_exporting():
+        for item in items:
+            state = step(state, item)
+        return state
+
+    def scanned(carried: tuple[Tensor, ...], item: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        # Scan wants something to collect.
+        return step(carried, item), item.clone()
+
+    results: tuple[Tensor, ...] = scan(scanned, state, items)[0]
+    return results

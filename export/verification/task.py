@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.family import Family
+from export.family import EXTENT, Ensemble, Family, Graph
 from export.merging import merge_feeds
 from export.verification.comparing import worst
 from export.verification.stored import Arrays
@@ -29,10 +29,19 @@ class Episode:
     Attributes:
         supports: Image [H, W, 3] and planes [1 + ways, H, W] of each shot, at the network's size.
         query: Image [H, W, 3].
+        extent: Rows and columns from the top left that each image covers; None for all.
     """
 
     supports: Sequence[tuple[Array, Array]]
     query: Array
+    extent: tuple[int, int] | None = None
+
+    def told(self, family: Family, role: str) -> Arrays:
+        """The tensor `extent` for a graph or ensemble that takes it."""
+        parts: tuple[Graph | Ensemble, ...] = (*family.graphs, *family.ensembles)
+        if not any(part.role == role and EXTENT in part.inputs for part in parts):
+            return {}
+        return {EXTENT.name: np.array([self.extent or self.query.shape[:2]], np.float32)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +63,16 @@ class Outcome:
 
 def run_episode(episode: Episode, family: Family, run: Runner) -> Outcome:
     """Runs the graphs one by one."""
-    shown = [_encode(image, planes, run) for image, planes in episode.supports]
+    told = episode.told(family, "guide")
+    shown = [_encode(image, planes, told, run) for image, planes in episode.supports]
     shots = [guided for _, guided in shown]
     guidance = merged(shots, family) | _merged_by_graph(shown, family, run)
     features = run("features", {"image": episode.query[None]})
-    maps = run("query_features", features) if "query_features" in family.roles else features
-    logits = run("decode", {**maps, **_batched(guidance)})["logits"]
+    maps: Arrays = features
+    if "query_features" in family.roles:
+        maps = run("query_features", {**features, **episode.told(family, "query_features")})
+    told = episode.told(family, "decode")
+    logits = run("decode", {**maps, **_batched(guidance), **told})["logits"]
     return Outcome(_unbatched(features), shots, guidance, logits[0])
 
 
@@ -72,10 +85,12 @@ def compare_ensembles(
         What was compared, and its largest difference from the graphs run one by one.
     """
     image, planes = episode.supports[0]
-    encoded = run("support_encoder", {"image": image[None], "planes": planes[None]})
+    told = episode.told(family, "support_encoder")
+    encoded = run("support_encoder", {"image": image[None], "planes": planes[None], **told})
     for name, values in encoded.items():
         yield f"support_encoder, {name}", worst(values[0], outcome.shots[0][name])
-    query = {"image": episode.query[None], **_batched(outcome.guidance)}
+    told = episode.told(family, "query_decoder")
+    query = {"image": episode.query[None], **_batched(outcome.guidance), **told}
     yield "query_decoder, logits", worst(run("query_decoder", query)["logits"][0], outcome.logits)
 
 
@@ -138,9 +153,9 @@ def _merged_by_graph(
     return made
 
 
-def _encode(image: Array, planes: Array, run: Runner) -> tuple[Arrays, Arrays]:
+def _encode(image: Array, planes: Array, told: Arrays, run: Runner) -> tuple[Arrays, Arrays]:
     """What `guide` takes of a shot, and what it makes of it."""
-    taken = {**run("features", {"image": image[None]}), "planes": planes[None]}
+    taken = {**run("features", {"image": image[None]}), "planes": planes[None], **told}
     return _unbatched(taken), _unbatched(run("guide", taken))
 
 

@@ -116,5 +116,7 @@ class MaskDecider:
         # One query, one row of the batch.
         logits = outputs["logits"][0]
         grid = Size(logits.shape[-2], logits.shape[-1])
-        axes = chain.axes(grid, family.network_size(original), original, output)
+        axes = chain.axes(
+            grid, family.network_size(original), original, output, family.extent(original)
+        )
         return decide(logits, axes, family=family, ways=ways, probabilities=probabilities)

@@ -140,6 +140,8 @@ class PostTarget(StrEnum):
     INPUT = "input"
     #: The photograph.
     ORIGINAL = "original"
+    #: What of the network's input the photograph covers.
+    EXTENT = "extent"
     #: A square of the photograph's longer side.
     LONGEST_SQUARE = "longest_square"
     #: What the caller asked for. Always the last step, and only there.

@@ -90,6 +90,7 @@ class _AxisSizes:
     grid: int
     input: int
     original: int
+    extent: int
     longest: int
     output: int
 
@@ -100,6 +101,8 @@ class _AxisSizes:
                 return self.input
             case PostTarget.ORIGINAL:
                 return self.original
+            case PostTarget.EXTENT:
+                return self.extent
             case PostTarget.LONGEST_SQUARE:
                 return self.longest
             case PostTarget.OUTPUT:
@@ -140,7 +143,12 @@ class PostChain:
         return self._nbytes
 
     def axes(
-        self, grid: Size, input_: Size, original: Size, output: Size | None
+        self,
+        grid: Size,
+        input_: Size,
+        original: Size,
+        output: Size | None,
+        extent: Size | None = None,
     ) -> tuple[Axis, Axis]:
         """The matrices from the logits' grid to the output.
 
@@ -149,6 +157,7 @@ class PostChain:
             input_: Size of the network's input.
             original: Size of the photograph.
             output: Size of the mask; None for the network's input size.
+            extent: What of the network's input the photograph covers; None for all.
 
         Returns:
             A_y of [output rows, grid rows] and A_x of [output columns, grid columns].
@@ -156,14 +165,11 @@ class PostChain:
         Raises:
             RepositoryError: BAD_POST_CHAIN: a crop is larger than what it crops.
         """
-        output = output or input_
+        output, extent = output or input_, extent or input_
         longest = max(original.height, original.width)
-        return (
-            self._axis(
-                _AxisSizes(grid.height, input_.height, original.height, longest, output.height)
-            ),
-            self._axis(_AxisSizes(grid.width, input_.width, original.width, longest, output.width)),
-        )
+        rows = (grid.height, input_.height, original.height, extent.height, longest, output.height)
+        columns = (grid.width, input_.width, original.width, extent.width, longest, output.width)
+        return self._axis(_AxisSizes(*rows)), self._axis(_AxisSizes(*columns))
 
     def _axis(self, sizes: _AxisSizes) -> Axis:
         with self._lock:

@@ -14,9 +14,12 @@ from export.hsnet_family import hsnet_family
 from export.methods.canet import CanetNetwork
 from export.methods.hsnet.graphs import HsnetNetwork
 from export.methods.hsnet.trunks import ResNetTaps
+from export.methods.repri import RepriNetwork
 from export.methods.revolver import GuidedModel, GuidedNetwork
 from export.methods.sgone import SgOneNetwork
+from export.methods.trunks import Backbone
 from export.prototype_family import prototype_family
+from export.repri_family import repri_family
 from export.revolver_family import revolver_family
 from export.sgone_family import sgone_family
 from export.sources import panet_seeded
@@ -39,6 +42,9 @@ EXPORTED: Final[Mapping[str, Callable[[Common], Family]]] = {
         network=SgOneNetwork().eval(), max_pixels=MAX_PIXELS, **common
     ),
     "canet": lambda common: canet_family(network=CanetNetwork().eval(), size=SIZE, **common),
+    "repri": lambda common: repri_family(
+        network=RepriNetwork(Backbone.VGG16, 16).eval(), size=SIZE, **common
+    ),
     "hsnet": lambda common: hsnet_family(
         network=HsnetNetwork(ResNetTaps((1, 1, 1, 1))).eval(), size=SIZE, **common
     ),

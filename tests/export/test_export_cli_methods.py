@@ -67,6 +67,12 @@ def parameters(repository: Path) -> dict[str, str]:
         ("sgone", "", ("--merge", "any", "--channels", "rgb"), {"fewseg.decision": "any_shot"}),
         ("canet", "", ("--size", "97x65"), {"fewseg.input_size": "97x65"}),
         (
+            "repri",
+            "resnet50",
+            ("--size", "97"),
+            {"fewseg.image_resize": "cv2_letterbox", "fewseg.extent": "decode"},
+        ),
+        (
             "hsnet",
             "resnet50",
             ("--size", "104"),
@@ -103,7 +109,7 @@ def test_a_checkpoint_of_another_method_writes_nothing(tmp_path):
 
 
 def test_a_command_without_a_checkpoint_says_so(tmp_path):
-    for method in ("revolver", "sgone", "canet", "hsnet"):
+    for method in ("revolver", "sgone", "canet", "hsnet", "repri"):
         status, output = run(method, "--out", tmp_path)
         assert status == 2
         assert "--checkpoint" in output

@@ -117,6 +117,19 @@ def test_pfenet_is_two_align_corners_resizes_and_a_crop(original: Size) -> None:
     np.testing.assert_allclose(smaller, torch_resize(theirs, Size(20, 10)), atol=3e-6)
 
 
+def test_a_letterboxed_image_is_cut_out_of_its_canvas() -> None:
+    logits, extent, output = random_logits(Size(9, 9)), Size(40, 64), Size(75, 120)
+    theirs = torch_resize(logits, Size(65, 65), align=True)[:, :40, :64]
+    steps = (
+        resize(PostTarget.INPUT, ResizeMode.ALIGN_CORNERS),
+        PostStep(PostOp.CROP, PostTarget.EXTENT),
+        TO_OUTPUT,
+    )
+    rows, columns = PostChain(steps).axes(Size(9, 9), Size(65, 65), output, output, extent)
+    ours = upsample(logits, rows, columns, slice(None))
+    np.testing.assert_allclose(ours, torch_resize(theirs, output), atol=3e-6)
+
+
 def test_revolver_is_a_deconvolution_and_a_crop() -> None:
     original = Size(75, 100)
     grid = Size(-(-75 // 32) - 1, -(-100 // 32) - 1)
