@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from export.checkpoints import Tensors, fill_network, read_checkpoint
-from export.errors import ExportError
 from export.family import EXTENT, Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
+from export.letterboxed import LETTERBOX, letterbox_side
 from export.methods.repri import (
     CHANNELS,
     UPDATES,
@@ -80,12 +80,7 @@ def repri_family(
     Raises:
         ExportError: The network does not take the size.
     """
-    side = size[0]
-    if size != (side, side) or (side - 1) % 8:
-        raise ExportError(
-            f"RePRI takes square inputs of 8 n + 1 pixels, not {size[0]}x{size[1]}; 417 is what "
-            "it was trained with."
-        )
+    side = letterbox_side(size)
     _, grid, _ = feature_shape(network.embed, size)
     cells = grid * grid
     image = TensorSpec("image", (*size, 3), "uint16")
@@ -144,9 +139,6 @@ def _serving(size: tuple[int, int]) -> Serving:
             {"name": "prototypes", "ways": "ways", **mean},
         ),
         post_chain=POST_CHAIN,
-        input_dtype="uint16_8.8",
-        image_resize="cv2_letterbox",
-        mask_resize="cv2_letterbox_nearest",
         class_handling="binary",
         needs_background=True,
         void="unknown",
@@ -154,4 +146,5 @@ def _serving(size: tuple[int, int]) -> Serving:
         score="sigmoid",
         way_buckets=WAY_BUCKETS,
         shot_buckets=SHOT_BUCKETS,
+        **LETTERBOX,
     )

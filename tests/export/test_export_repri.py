@@ -78,7 +78,7 @@ def test_files_of_other_networks_are_named(tmp_path):
 def test_sizes_that_the_trunk_was_not_made_for_are_refused(size):
     with torch.device("meta"):
         network = RepriNetwork(Backbone.RESNET50, 16)
-    with pytest.raises(ExportError, match="8 n"):
+    with pytest.raises(ExportError, match="multiple of 8"):
         repri_family(alias="repri", network=network, size=size, provenance={})
 
 
