@@ -15,8 +15,10 @@ from typing import Any, Final, TypeAlias
 
 from google.protobuf import text_format
 
+from export.check.parameters import parameters_of
 from export.configs import from_text, to_text
-from export.errors import ExportError, RepositoryWriteError
+from export.errors import RepositoryWriteError
+from export.profiles import Shape, profiles, within
 from export.repository import CONFIG_FILE
 
 #: Roles that hold a graph, and the precision that each may have: `guide` adds up whole planes,
@@ -35,7 +37,7 @@ class TensorRt:
         half: Whether `features` and `query_features` compute in half precision.
         engine_cache: Folder of the serving machine where built engines are kept; a volume.
         workspace_gib: Memory that building may take.
-        ways, shots: The most that an engine is built for.
+        ways, shots: The most that an engine is built for, padded as the gateway pads them.
     """
 
     half: bool
@@ -69,7 +71,8 @@ def accelerate(repository: Path, plan: Plan) -> list[str]:
         Names of the models whose configs changed.
 
     Raises:
-        ExportError: A graph takes images of any size, which TensorRT cannot be prepared for.
+        ExportError: A graph takes images of any size, which TensorRT cannot be prepared for, or
+            a family takes fewer ways.
         RepositoryWriteError: The repository is no folder, or cannot be written.
     """
     if not repository.is_dir():
@@ -111,12 +114,12 @@ def _planned(config: Any, plan: Plan) -> str:
 
 
 def _tensorrt_parameters(config: Any, plan: TensorRt, *, half: bool) -> Mapping[str, str]:
-    least, usual, most = [], [], []
-    for tensor in config.input:
-        longest = _longest(config, tensor, plan)
-        least.append(_shape(tensor, dict.fromkeys(longest, 1), batch=1))
-        usual.append(_shape(tensor, _warmed_up(config, tensor, longest), batch=1))
-        most.append(_shape(tensor, longest, batch=config.max_batch_size))
+    values = parameters_of(config)
+    ways = within(plan.ways, _numbers(values["way_buckets"]), "ways")
+    # Where shots are merged before `decode`, no axis counts them.
+    buckets = _numbers(values["shot_buckets"])
+    shots = within(min(plan.shots, buckets[-1]), buckets, "shots")
+    shapes = profiles(config, values["guidance"], ways, shots)
     return {
         "precision_mode": "FP16" if half else "FP32",
         "max_workspace_size_bytes": str(plan.workspace_gib * _GIB),
@@ -124,39 +127,18 @@ def _tensorrt_parameters(config: Any, plan: TensorRt, *, half: bool) -> Mapping[
         "trt_engine_cache_path": f"{plan.engine_cache.rstrip('/')}/{config.name}",
         "trt_timing_cache_enable": "1",
         "trt_layer_norm_fp32_fallback": "1",
-        "trt_profile_min_shapes": ",".join(least),
-        "trt_profile_opt_shapes": ",".join(usual),
-        "trt_profile_max_shapes": ",".join(most),
+        "trt_profile_min_shapes": _told({name: one.least for name, one in shapes.items()}),
+        "trt_profile_opt_shapes": _told({name: one.usual for name, one in shapes.items()}),
+        "trt_profile_max_shapes": _told({name: one.most for name, one in shapes.items()}),
     }
 
 
-def _longest(config: Any, tensor: Any, plan: TensorRt) -> Mapping[int, int]:
-    """Most that the open axes of a tensor are long, by axis."""
-    open_axes = [axis for axis, extent in enumerate(tensor.dims) if extent == -1]
-    if len(open_axes) > 2 or (open_axes and open_axes[-1] > 1):
-        raise ExportError(
-            f"{config.name} takes images of any size; TensorRT needs a fixed one: "
-            "export with --size, or leave this family to CUDA."
-        )
-    # Shots come before ways; one open axis counts planes or ways, or the shots of a validity.
-    lengths = [plan.shots, 1 + plan.ways][-len(open_axes) :] if open_axes else []
-    if len(tensor.dims) == 1 and open_axes:
-        lengths = [max(plan.shots, 1 + plan.ways)]
-    return dict(zip(open_axes, lengths, strict=True))
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
-def _warmed_up(config: Any, tensor: Any, longest: Mapping[int, int]) -> Mapping[int, int]:
-    """Lengths of the open axes in the warm-up, which is one query of one way; else the longest."""
-    for warmup in config.model_warmup:
-        if tensor.name in warmup.inputs:
-            dims = warmup.inputs[tensor.name].dims
-            return {axis: min(dims[axis], most) for axis, most in longest.items()}
-    return longest
-
-
-def _shape(tensor: Any, lengths: Mapping[int, int], *, batch: int) -> str:
-    dims = [lengths.get(axis, extent) for axis, extent in enumerate(tensor.dims)]
-    return f"{tensor.name}:{'x'.join(map(str, (batch, *dims)))}"
+def _told(shapes: Mapping[str, Shape]) -> str:
+    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def _replace(path: Path, text: str) -> None:

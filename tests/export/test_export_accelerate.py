@@ -17,6 +17,7 @@ from export.check import check
 from export.cli import app
 from export.configs import from_text, to_text
 from export.errors import ExportError, RepositoryWriteError
+from tests.helpers.tiny_repository import write_tiny_repository
 
 TENSORRT = TensorRt(half=True, engine_cache="/cache/", ways=4, shots=3)
 
@@ -48,10 +49,21 @@ def test_tensorrt_gets_precision_cache_and_profiles(copied):
     assert features["trt_engine_cache_path"].startswith("/cache/tiny-")
     assert features["trt_profile_min_shapes"] == "image:1x40x32x3"
     assert features["trt_profile_max_shapes"] == "image:8x40x32x3"
-    assert decode["trt_profile_min_shapes"] == "features:1x4x5x4,prototypes:1x1x4"
-    assert decode["trt_profile_opt_shapes"] == "features:1x4x5x4,prototypes:1x2x4"
+    assert decode["trt_profile_min_shapes"] == "features:1x4x5x4,prototypes:1x2x4"
+    assert decode["trt_profile_opt_shapes"] == "features:8x4x5x4,prototypes:8x2x4"
     assert decode["trt_profile_max_shapes"] == "features:8x4x5x4,prototypes:8x5x4"
     assert check(copied) == []
+
+
+def test_stacked_shots_are_counted_as_the_gateway_pads_them(tmp_path):
+    write_tiny_repository(tmp_path, binary=True, stack=True)
+    accelerate(tmp_path, TensorRt(half=False, engine_cache="/cache", ways=3, shots=5))
+    told = tensorrt_of(tmp_path, "decode")["trt_profile_max_shapes"]
+    most = dict(part.split(":") for part in told.split(","))
+    assert most["foreground"] == "8x8x4x8"  # batch, shots, ways, channels
+    assert most["validity"] == "8x8"
+    with pytest.raises(ExportError, match="at most 8 ways"):
+        accelerate(tmp_path, TensorRt(half=False, engine_cache="/cache", ways=9))
 
 
 def test_a_plan_replaces_the_one_before_and_none_undoes_it(copied):
@@ -94,7 +106,7 @@ def test_what_is_no_repository_is_refused(tmp_path):
         ({"trt_profile_max_shapes": "image:8x40x32"}, "must have 4 extents"),
         ({"trt_profile_opt_shapes": "image:1x41x32x3"}, "is [41, 32, 3], and [40, 32, 3]"),
         ({"trt_profile_min_shapes": "picture:1x40x32x3"}, "the inputs differ in 'image'"),
-        ({"trt_profile_min_shapes": "image:4x40x32x3"}, "do not grow from min to max"),
+        ({"trt_profile_max_shapes": "image:4x40x32x3"}, "do not grow from min to max"),
     ],
 )
 def test_the_check_names_what_is_wrong_with_an_accelerator(copied, change, told):
