@@ -10,6 +10,7 @@ official code draws them without a seed. Here they are drawn once, when a model 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -177,8 +178,7 @@ class PmmsMerge(nn.Module):
         """Mixtures of points [batch, 1, P, 256] under cells [batch, shots, ways, h, w]."""
         shares = cells.flatten(3).transpose(1, 2).flatten(2).unsqueeze(3)
         found = [
-            _directions(points, shares, real, start)
-            for start in torch.split(self.start, self.mixtures)
+            _directions(points, shares, real, self.start[stage]) for stage in _stages(self.mixtures)
         ]
         return torch.cat(found, dim=2)
 
@@ -250,12 +250,8 @@ class PmmsDecode(nn.Module):
         """
         seen: Tensor | None = None
         differences = []
-        stages = zip(
-            torch.split(foreground, self.mixtures, dim=2),
-            torch.split(background, self.mixtures, dim=2),
-            strict=True,
-        )
-        for objects, others in stages:
+        for stage in _stages(self.mixtures):
+            objects, others = foreground[:, :, stage], background[:, :, stage]
             probability = _probability(query, objects, others)
             guided = self._guided(compared, objects, probability)
             history = seen if self.recurrent else probability
@@ -268,14 +264,20 @@ class PmmsDecode(nn.Module):
     def _guided(self, compared: Tensor, objects: Tensor, probability: Tensor) -> Tensor:
         """Adds up the comparisons with all directions: float32 [batch * ways, 256, h, w]."""
         alike = [
-            torch.relu(compared[:, None] + self.vectors(direction.squeeze(2)))
-            for direction in torch.split(objects, 1, dim=2)
+            torch.relu(compared[:, None] + self.vectors(objects[:, :, number]))
+            for number in range(objects.shape[2])
         ]
         maps = torch.stack(alike).sum(dim=0).flatten(0, 1)
         if self.recurrent:
             maps = torch.cat([maps, 1.0 - probability, probability], dim=1)
         guided: Tensor = self.layer56(maps)
         return guided
+
+
+def _stages(mixtures: Sequence[int]) -> list[slice]:
+    """Where the directions of each stage's mixture lie among those of all stages."""
+    ends = list(accumulate(mixtures))
+    return [slice(end - count, end) for count, end in zip(mixtures, ends, strict=True)]
 
 
 def _probability(query: Tensor, objects: Tensor, others: Tensor) -> Tensor:
