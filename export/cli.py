@@ -20,6 +20,7 @@ from export.derived_commands import add_commands as add_derived_commands
 from export.enriched_commands import add_commands as add_enriched_commands
 from export.errors import ExportError
 from export.family import Family
+from export.mixture_commands import add_commands as add_mixture_commands
 from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
 from export.prototype_family import prototype_family
 from export.repository import list_families, remove_other_families, write_family
@@ -355,5 +356,6 @@ def _write(family: Family, out: Path, *, force: bool, prune: bool) -> None:
 
 add_dense_commands(app, _told_plainly, _write)
 add_enriched_commands(app, _told_plainly, _write)
+add_mixture_commands(app, _told_plainly, _write)
 add_commands(app, _told_plainly, console)
 add_derived_commands(app, _told_plainly, console)

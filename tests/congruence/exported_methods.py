@@ -14,10 +14,12 @@ from export.hsnet_family import hsnet_family
 from export.methods.canet import CanetNetwork
 from export.methods.hsnet.graphs import HsnetNetwork
 from export.methods.hsnet.trunks import ResNetTaps
+from export.methods.pmms import PmmsNetwork
 from export.methods.repri import RepriNetwork
 from export.methods.revolver import GuidedModel, GuidedNetwork
 from export.methods.sgone import SgOneNetwork
 from export.methods.trunks import Backbone
+from export.pmms_family import pmms_family
 from export.prototype_family import prototype_family
 from export.repri_family import repri_family
 from export.revolver_family import revolver_family
@@ -47,6 +49,9 @@ EXPORTED: Final[Mapping[str, Callable[[Common], Family]]] = {
     ),
     "hsnet": lambda common: hsnet_family(
         network=HsnetNetwork(ResNetTaps((1, 1, 1, 1))).eval(), size=SIZE, **common
+    ),
+    "pmms": lambda common: pmms_family(
+        network=PmmsNetwork(recurrent=True).eval(), size=SIZE, **common
     ),
 }
 

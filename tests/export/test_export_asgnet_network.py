@@ -29,7 +29,7 @@ def network() -> AsgnetNetwork:
 def test_the_state_dict_is_that_of_official_checkpoints(network):
     official = json.loads(KEYS.read_text())["resnet50_pyramid"]
     own = {f"module.{key}": list(value.shape) for key, value in network.state_dict().items()}
-    assert own == {key: shape for key, (shape, _) in official.items()}
+    assert own == {key: entry["shape"] for key, entry in official.items()}
 
 
 def opencv_nearest(mask: np.ndarray, side: int) -> np.ndarray:

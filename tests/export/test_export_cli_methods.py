@@ -79,6 +79,8 @@ def parameters(repository: Path) -> dict[str, str]:
             {"fewseg.decision": "vote", "fewseg.mask_resize": "torch_nearest"},
         ),
         ("canet", "", ("--merge", "probability"), {"fewseg.score": "linear"}),
+        ("pmms", "PMMs_resnet50", (), {"fewseg.input_size": "481x481", "fewseg.score": "sigmoid"}),
+        ("pmms", "RPMMs_resnet50", ("--stages", "mean"), {"fewseg.score": "linear"}),
     ],
 )
 def test_methods_are_exported_as_asked(tmp_path, method, model, options, expected):
@@ -109,7 +111,7 @@ def test_a_checkpoint_of_another_method_writes_nothing(tmp_path):
 
 
 def test_a_command_without_a_checkpoint_says_so(tmp_path):
-    for method in ("revolver", "sgone", "canet", "hsnet", "repri"):
+    for method in ("revolver", "sgone", "canet", "hsnet", "repri", "pmms", "asgnet"):
         status, output = run(method, "--out", tmp_path)
         assert status == 2
         assert "--checkpoint" in output

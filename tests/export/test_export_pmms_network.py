@@ -31,7 +31,7 @@ def test_the_state_dict_is_that_of_official_checkpoints(network):
     name = "RPMMs_resnet50" if network.recurrent else "PMMs_resnet50"
     official = json.loads(KEYS.read_text())[name]
     own = {key: list(value.shape) for key, value in network.state_dict().items()}
-    assert own == {key: shape for key, (shape, _) in official.items()}
+    assert own == {key: entry["shape"] for key, entry in official.items()}
 
 
 def resized(masks: Tensor) -> Tensor:
