@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
-from export import pmms_family
+from export import asgnet_family, pmms_family
 from export.dense_commands import Write
+from export.enriched_commands import ENRICHED_SIZE, Bins
 from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
+from export.pfenet_family import parse_bins
 
 PMMS_SIZE = "481"
 
@@ -53,6 +55,29 @@ def add_commands(
                 provenance={"weights": checkpoint.name},
                 stages=stages,
                 start_seed=start_seed,
+                max_batch=max_batch,
+            )
+            write(family, out, force=force, prune=prune)
+
+    @app.command()
+    def asgnet(
+        out: Out,
+        checkpoint: Checkpoint,
+        bins: Bins = "60,30,15,8",
+        name: Annotated[str, typer.Option(help="What tasks call the model.")] = "asgnet",
+        size: Size = ENRICHED_SIZE,
+        max_batch: MaxBatch = asgnet_family.MAX_BATCH,
+        force: Force = False,
+        prune: Prune = False,
+    ) -> None:
+        """Exports ASGNet (Li et al., CVPR 2021); the file tells its trunk."""
+        with told_plainly():
+            family = asgnet_family.asgnet_family(
+                alias=name,
+                network=asgnet_family.asgnet_checkpoint(checkpoint),
+                size=parse_size(size),
+                bins=parse_bins(bins),
+                provenance={"weights": checkpoint.name},
                 max_batch=max_batch,
             )
             write(family, out, force=force, prune=prune)

@@ -8,9 +8,11 @@ from typing import Any, Final
 
 import torch
 
+from export.asgnet_family import asgnet_family
 from export.canet_family import canet_family
 from export.family import Family
 from export.hsnet_family import hsnet_family
+from export.methods.asgnet import AsgnetNetwork
 from export.methods.canet import CanetNetwork
 from export.methods.hsnet.graphs import HsnetNetwork
 from export.methods.hsnet.trunks import ResNetTaps
@@ -49,6 +51,12 @@ EXPORTED: Final[Mapping[str, Callable[[Common], Family]]] = {
     ),
     "hsnet": lambda common: hsnet_family(
         network=HsnetNetwork(ResNetTaps((1, 1, 1, 1))).eval(), size=SIZE, **common
+    ),
+    "asgnet": lambda common: asgnet_family(
+        network=AsgnetNetwork(Backbone.RESNET50).eval(),
+        size=SIZE,
+        bins=(1.0, 0.5, 0.25, 0.125),
+        **common,
     ),
     "pmms": lambda common: pmms_family(
         network=PmmsNetwork(recurrent=True).eval(), size=SIZE, **common

@@ -79,6 +79,7 @@ def parameters(repository: Path) -> dict[str, str]:
             {"fewseg.decision": "vote", "fewseg.mask_resize": "torch_nearest"},
         ),
         ("canet", "", ("--merge", "probability"), {"fewseg.score": "linear"}),
+        ("asgnet", "resnet50_pyramid", (), {"fewseg.image_resize": "cv2_letterbox"}),
         ("pmms", "PMMs_resnet50", (), {"fewseg.input_size": "481x481", "fewseg.score": "sigmoid"}),
         ("pmms", "RPMMs_resnet50", ("--stages", "mean"), {"fewseg.score": "linear"}),
     ],
@@ -121,3 +122,10 @@ def test_a_triton_to_verify_on_must_serve_a_repository_that_is_named():
     status, output = run("verify", "sgone", "--goldens", GOLDENS / "sgone", "--engine", "triton")
     assert status == 1
     assert "--engine triton needs --repository" in output
+
+
+def test_the_variant_of_asgnet_that_was_never_published_is_named(tmp_path):
+    path = checkpoint(tmp_path, "asgnet", "resnet50_aspp")
+    status, output = run("asgnet", "--checkpoint", path, "--out", tmp_path / "repository")
+    assert status == 1
+    assert "variant with ASPP" in output
