@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import onnx
@@ -78,7 +80,7 @@ def export_graph(graph: Graph) -> bytes:
             opset_version=OPSET,
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
-            dynamic_shapes=tuple(_dynamic_axes(graph.inputs)),
+            dynamic_shapes=_dynamic_shapes(graph),
             verbose=False,
         )
     if program is None:
@@ -163,6 +165,14 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _dynamic_shapes(graph: Graph) -> tuple[Any, ...]:
+    """The free axes of each input, as torch wants them: `*inputs` count as one argument."""
+    axes = tuple(_dynamic_axes(graph.inputs))
+    parameters = inspect.signature(graph.module.forward).parameters.values()
+    together = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    return (axes,) if together else axes
 
 
 def _dynamic_axes(specs: Sequence[TensorSpec]) -> Iterator[dict[int, torch.export.Dim]]:

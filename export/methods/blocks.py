@@ -105,15 +105,19 @@ def residual_stage(
     *,
     stride: int = 1,
     dilation: int = 1,
+    first_dilation: int | None = None,
     stride_first: bool = False,
 ) -> nn.Sequential:
-    """Makes a stage of ResNet; only its first block has a stride and a convolved shortcut."""
+    """Makes a stage of ResNet; only its first block has a stride and a convolved shortcut.
+
+    `first_dilation` is that of the first block, where it differs from the others'.
+    """
     outputs = planes * Bottleneck.expansion
     first = Bottleneck(
         inputs,
         planes,
         stride=stride,
-        dilation=dilation,
+        dilation=dilation if first_dilation is None else first_dilation,
         stride_first=stride_first,
         downsample=True,
     )
