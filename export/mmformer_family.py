@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-
 from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.methods.mmformer.graphs import (
     Grids,

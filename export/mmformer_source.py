@@ -15,9 +15,7 @@ from export.methods.mmformer.network import MmformerNetwork, Variant
 
 WANTED = "an MM-Former checkpoint"
 
-_UNUSED = re.compile(
-    r"criterion\.|crossat_3\.|sem_seg_head\.pixel_decoder\.crossat_"
-)
+_UNUSED = re.compile(r"criterion\.|crossat_3\.|sem_seg_head\.pixel_decoder\.crossat_")
 """Keys of layers that the official code makes and never runs."""
 
 _SECOND_STEP = ("crossat_0.", "conv_0.", "fc1.")
@@ -54,7 +52,7 @@ def mmformer_checkpoint(path: Path, variant: Variant | None = None) -> MmformerN
     if not any(key.startswith(_SECOND_STEP) for key in tensors):
         raise CheckpointError(
             f"{path} is an MM-Former checkpoint of the first training step: it proposes masks and "
-            "cannot match them with supports. Choose the file of the second step, which is complete."
+            "cannot match them with supports. Choose the file of the second step: it is complete."
         )
     with torch.device("meta"):
         network = MmformerNetwork(variant)

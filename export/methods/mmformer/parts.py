@@ -58,7 +58,8 @@ class Attention(nn.Module):
 
         Args:
             queries: float32 [..., N, 256].
-            keys, values: float32 [..., M, 256].
+            keys: float32 [..., M, 256].
+            values: float32 [..., M, 256].
             allowed: bool [..., 1, N, M]; where it is false, a query does not see the key. None
                 lets every query see every key.
 
@@ -76,9 +77,7 @@ class Attention(nn.Module):
     def _heads(self, tokens: Tensor, part: int) -> Tensor:
         """Projects tokens by a third of the packed weights: [..., heads, N, 256 / heads]."""
         rows = slice(part * WIDTH, (part + 1) * WIDTH)
-        projected = nn.functional.linear(
-            tokens, self.in_proj_weight[rows], self.in_proj_bias[rows]
-        )
+        projected = nn.functional.linear(tokens, self.in_proj_weight[rows], self.in_proj_bias[rows])
         return projected.unflatten(-1, (self.heads, WIDTH // self.heads)).transpose(-2, -3)
 
 

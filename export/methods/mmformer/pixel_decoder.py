@@ -134,9 +134,7 @@ class PixelDecoding(nn.Module):
         self.grids = tuple(grids)
         embedded = [
             grid_positions(grid) + embedding
-            for grid, embedding in zip(
-                grids, decoder.transformer.level_embed.detach(), strict=True
-            )
+            for grid, embedding in zip(grids, decoder.transformer.level_embed.detach(), strict=True)
         ]
         self.register_buffer("positions", torch.cat(embedded))
         self.register_buffer("centres", torch.cat([_centres(grid) for grid in grids]))
@@ -166,7 +164,7 @@ class PixelDecoding(nn.Module):
 
 
 def _centres(grid: Grid) -> Tensor:
-    """x and y of the cells of a grid, rows first, in (0, 1): float32 [h * w, 2]."""
+    """The x and y of the cells of a grid, rows first, in (0, 1): float32 [h * w, 2]."""
     rows, columns = ((torch.arange(length) + 0.5) / length for length in grid)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y], dim=2).flatten(0, 1)
