@@ -64,6 +64,7 @@ class Verifiable(StrEnum):
     HSNET = "hsnet"
     PFENET = "pfenet"
     REPRI = "repri"
+    MMFORMER = "mmformer"
 
 
 class Engine(StrEnum):
@@ -256,6 +257,7 @@ def verify(
     """Compares torch, exported graphs and gateway with numbers made by the authors' own code."""
     from export.verification.canet import verify_canet
     from export.verification.hsnet import verify_hsnet
+    from export.verification.mmformer import verify_mmformer
     from export.verification.panet import verify_panet
     from export.verification.pfenet import verify_pfenet
     from export.verification.repri import verify_repri
@@ -270,6 +272,7 @@ def verify(
         Verifiable.HSNET: verify_hsnet,
         Verifiable.PFENET: verify_pfenet,
         Verifiable.REPRI: verify_repri,
+        Verifiable.MMFORMER: verify_mmformer,
     }
     gateways = {
         Engine.EMBEDDED: EMBEDDED,

@@ -10,12 +10,15 @@ from typing import Annotated, Protocol
 
 import typer
 
-from export import hsnet_family, repri_family
+from export import hsnet_family, mmformer_family, repri_family
 from export.family import Family
+from export.methods.mmformer.network import Variant
+from export.mmformer_source import mmformer_checkpoint
 from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
 
 HSNET_SIZE = "400"
 REPRI_SIZE = "417"
+MMFORMER_SIZE = "480"
 
 
 class Write(Protocol):
@@ -72,6 +75,34 @@ def add_commands(
             family = repri_family.repri_family(
                 alias=name,
                 network=repri_family.repri_checkpoint(checkpoint),
+                size=parse_size(size),
+                provenance={"weights": checkpoint.name},
+                max_batch=max_batch,
+            )
+            write(family, out, force=force, prune=prune)
+
+    @app.command()
+    def mmformer(
+        out: Out,
+        checkpoint: Checkpoint,
+        variant: Annotated[
+            Variant | None,
+            typer.Option(
+                help="Which network it is. v1 is the paper's, v2 and v2svf the later ones, whose "
+                "files cannot be told apart: v2 unless said otherwise."
+            ),
+        ] = None,
+        name: Annotated[str, typer.Option(help="What tasks call the model.")] = "mmformer",
+        size: Size = MMFORMER_SIZE,
+        max_batch: MaxBatch = mmformer_family.MAX_BATCH,
+        force: Force = False,
+        prune: Prune = False,
+    ) -> None:
+        """Exports MM-Former (Jiao et al., NeurIPS 2022)."""
+        with told_plainly():
+            family = mmformer_family.mmformer_family(
+                alias=name,
+                network=mmformer_checkpoint(checkpoint, variant),
                 size=parse_size(size),
                 provenance={"weights": checkpoint.name},
                 max_batch=max_batch,

@@ -95,12 +95,15 @@ class Graph:
         module: Takes and returns the tensors in order, batch first.
         inputs: What it takes.
         outputs: What it returns.
+        traced: Whether it is exported by recording one run. That is 20 times faster for thousands
+            of small operators, and sees no control flow.
     """
 
     role: str
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    traced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

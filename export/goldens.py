@@ -105,6 +105,13 @@ def _key(entry: Any) -> Key:
     return Key(tuple(entry["shape"]), entry["seeded"])
 
 
+def read_notes(folder: Path) -> dict[str, Any]:
+    """Reads what `cases.json` says of all cases together."""
+    return {
+        name: note for name, note in _read_json(folder / "cases.json").items() if name != "cases"
+    }
+
+
 def read_goldens(folder: Path, names: Sequence[str] = ()) -> list[Golden]:
     """Reads cases as they are; see `read_cases` for the arguments and errors."""
     return [

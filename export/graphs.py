@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import inspect
+import io
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import onnx
@@ -71,21 +70,8 @@ def export_graph(graph: Graph) -> bytes:
     Raises:
         GraphError: The ONNX graph is not what the specs say, or computes something else.
     """
-    module = graph.module.eval()
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            tuple(example_tensors(graph.inputs, batch=2, lengths=TRACED)),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[spec.name for spec in graph.inputs],
-            output_names=[spec.name for spec in graph.outputs],
-            dynamic_shapes=_dynamic_shapes(graph),
-            verbose=False,
-        )
-    if program is None:
-        raise GraphError(f"torch exported no {graph.role} graph.")
-    model = program.model_proto
+        model = _traced(graph) if graph.traced else _exported(graph)
     _strip(model)
     model.ir_version = IR_VERSION
     _declare(model.graph.input, graph.inputs, graph.role)
@@ -167,12 +153,42 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _dynamic_shapes(graph: Graph) -> tuple[Any, ...]:
-    """The free axes of each input, as torch wants them: `*inputs` count as one argument."""
-    axes = tuple(_dynamic_axes(graph.inputs))
-    parameters = inspect.signature(graph.module.forward).parameters.values()
-    together = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
-    return (axes,) if together else axes
+def _exported(graph: Graph) -> onnx.ModelProto:
+    program = torch.onnx.export(
+        graph.module.eval(),
+        tuple(example_tensors(graph.inputs, batch=2, lengths=TRACED)),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[spec.name for spec in graph.inputs],
+        output_names=[spec.name for spec in graph.outputs],
+        dynamic_shapes=tuple(_dynamic_axes(graph.inputs)),
+        verbose=False,
+    )
+    if program is None:
+        raise GraphError(f"torch exported no {graph.role} graph.")
+    return program.model_proto
+
+
+def _traced(graph: Graph) -> onnx.ModelProto:
+    """Exports by torch's older exporter, which records one run."""
+    content = io.BytesIO()
+    free = {
+        spec.name: {
+            axis: Free(dim).name.lower() for axis, dim in enumerate(spec.dims, 1) if dim < 0
+        }
+        for spec in (*graph.inputs, *graph.outputs)
+    }
+    torch.onnx.export(
+        graph.module.eval(),
+        tuple(example_tensors(graph.inputs, batch=2, lengths=TRACED)),
+        content,  # type: ignore[arg-type]  # The older exporter takes an open file.
+        dynamo=False,
+        opset_version=OPSET,
+        input_names=[spec.name for spec in graph.inputs],
+        output_names=[spec.name for spec in graph.outputs],
+        dynamic_axes={name: {0: "batch", **axes} for name, axes in free.items()},
+    )
+    return onnx.load_from_string(content.getvalue())
 
 
 def _dynamic_axes(specs: Sequence[TensorSpec]) -> Iterator[dict[int, torch.export.Dim]]:
@@ -240,6 +256,11 @@ def _compare_with_torch(graph: Graph, content: bytes) -> None:
     feeds = {spec.name: value.numpy() for spec, value in zip(graph.inputs, inputs, strict=True)}
     answers = OnnxGraph(content)(feeds)
     for spec, wanted in zip(graph.outputs, expected, strict=True):
+        if answers[spec.name].shape != tuple(wanted.shape):
+            raise GraphError(
+                f"{spec.name} of the exported {graph.role} graph has the shape "
+                f"{answers[spec.name].shape} where torch makes {tuple(wanted.shape)}."
+            )
         scale = max(float(wanted.abs().max()), 1e-12)
         difference = answers[spec.name].astype(np.float32) - wanted.float().numpy()
         error = float(np.abs(difference).max()) / scale

@@ -25,6 +25,7 @@ SIDE_MULTIPLE = 32
 """What the official code pads images to; an exported size needs no padding."""
 
 WAY_BUCKETS = (1, 2, 4, 8)
+MAX_BATCH = 4
 SHOT_BUCKETS = (1, 2, 3, 5, 8, 10)
 """Each shot of each way is aligned with the query by itself: 40 of them take about a gigabyte."""
 
@@ -40,7 +41,7 @@ def mmformer_family(
     network: MmformerNetwork,
     size: tuple[int, int],
     provenance: Mapping[str, str],
-    max_batch: int = 4,
+    max_batch: int = MAX_BATCH,
 ) -> Family:
     """Splits MM-Former into graphs.
 
@@ -98,10 +99,10 @@ def _graphs(network: MmformerNetwork, grids: Grids) -> tuple[Graph, ...]:
     logits = TensorSpec("logits", (Free.WAYS, 1, *grids.finest))
     decode = MmformerDecode(network, grids)
     return (
-        Graph("features", MmformerFeatures(network), (image,), features),
-        Graph("query_features", MmformerQuery(network, grids), features, query),
-        Graph("guide", MmformerGuide(grids), (*matching, planes), guidance),
-        Graph("decode", decode, (*query, *stacked, validity), (logits,)),
+        Graph("features", MmformerFeatures(network), (image,), features, traced=True),
+        Graph("query_features", MmformerQuery(network, grids), features, query, traced=True),
+        Graph("guide", MmformerGuide(grids), (*matching, planes), guidance, traced=True),
+        Graph("decode", decode, (*query, *stacked, validity), (logits,), traced=True),
     )
 
 

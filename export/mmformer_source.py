@@ -94,7 +94,7 @@ def _folded(tensors: Tensors) -> dict[str, Tensor]:
             left = tensors[f"{prefix}conv_U.weight"].flatten(1) * value.flatten()
             right = tensors[f"{prefix}conv_V.weight"]
             product = left.double() @ right.flatten(1).double()
-            weight = product.float().unflatten(1, right.shape[1:])
+            weight = torch.unflatten(product.float(), 1, right.shape[1:])
             folded[f"{_TRUNK}{prefix}weight"] = weight
         elif not key.endswith((".conv_U.weight", ".conv_V.weight")):
             folded[name] = value

@@ -48,7 +48,10 @@ class StoredFamily:
         self._configs: dict[str, Any] = {}
 
     def run(self, role: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """Runs a graph or an ensemble on tensors by name; returns its outputs by name.
+        """Runs a graph or an ensemble on those of the tensors that it takes.
+
+        Returns:
+            Its outputs by name.
 
         Raises:
             GraphError: A model is missing, or its tensors are not those of its config.
@@ -57,6 +60,9 @@ class StoredFamily:
 
     def _run_model(self, model: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
         config = self._config(model)
+        # Not every graph needs all that `features` returns.
+        wanted = {tensor.name for tensor in config.input}
+        inputs = {name: values for name, values in inputs.items() if name in wanted}
         _check_names("inputs", model, config.input, inputs)
         if config.HasField("ensemble_scheduling"):
             results = self._run_steps(config, inputs)

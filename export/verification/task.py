@@ -50,12 +50,14 @@ class Outcome:
 
     Attributes:
         features: What `features` made of the query.
+        maps: What `decode` took of the query.
         shots: What `guide` made of each shot.
         guidance: Of the task.
         logits: float32 [P, S, h, w].
     """
 
     features: Arrays
+    maps: Arrays
     shots: Sequence[Arrays]
     guidance: Arrays
     logits: Array
@@ -73,7 +75,7 @@ def run_episode(episode: Episode, family: Family, run: Runner) -> Outcome:
         maps = run("query_features", {**features, **episode.told(family, "query_features")})
     told = episode.told(family, "decode")
     logits = run("decode", {**maps, **_batched(guidance), **told})["logits"]
-    return Outcome(_unbatched(features), shots, guidance, logits[0])
+    return Outcome(_unbatched(features), _unbatched(maps), shots, guidance, logits[0])
 
 
 def compare_ensembles(

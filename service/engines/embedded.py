@@ -28,6 +28,7 @@ from service.engines.feeds import (
     read_only,
     remaining_seconds,
     repeated,
+    taken,
 )
 from service.engines.loading import LoadedFamily, Runnable, load_family, read_repository
 from service.engines.sessions import Run, StoppedError, check_providers
@@ -279,7 +280,7 @@ class _Visit(Generic[_T]):
 
     def __call__(self) -> _T:
         remaining_seconds(self.deadline)
-        feeds = dict(self.prepare())
+        feeds = taken(self.model, self.prepare())
         if self.guidance is not None:
             feeds.update(repeated(self.guidance, batch_of(feeds)))
         check_feeds(self.model, feeds)

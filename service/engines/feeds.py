@@ -34,6 +34,11 @@ class Signature(Protocol):
         ...
 
 
+def taken(model: Signature, tensors: Tensors) -> dict[str, NDArray[Any]]:
+    """Those of the tensors that a model takes: not every graph needs all that ``features`` says."""
+    return {name: values for name, values in tensors.items() if name in model.inputs}
+
+
 def check_feeds(model: Signature, feeds: Tensors) -> None:
     """Raises ``ValueError`` unless the tensors are exactly the model's inputs, of one batch."""
     if feeds.keys() != model.inputs.keys():

@@ -22,6 +22,7 @@ from service.engines.feeds import (
     check_guidance,
     check_handle,
     remaining_seconds,
+    taken,
 )
 from service.engines.manifest import read_catalog
 from service.engines.shared_regions import Guidance, GuidanceShelf, as_input
@@ -210,6 +211,7 @@ class TritonEngine:
         """
         loaded = self._loaded(family)
         model = self._model(loaded, role)
+        inputs = taken(model, inputs)
         async with AsyncExitStack() as stack:
             kept: Guidance | None = None
             feeds = dict(inputs)

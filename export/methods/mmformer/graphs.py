@@ -91,7 +91,7 @@ class MmformerQuery(nn.Module):
         """
         logits = self.logits(maps[LEVELS : 2 * LEVELS], maps[-1])
         tokens = (tokens_of(values) for values in maps[:LEVELS])
-        return (*tokens, torch.sigmoid(logits).unflatten(2, self.grid))
+        return (*tokens, torch.unflatten(torch.sigmoid(logits), 2, self.grid))
 
     def logits(self, segmenting: Sequence[Tensor], finest: Tensor) -> Tensor:
         """Computes the proposals' logits, float32 [batch, 100, cells]."""
@@ -152,10 +152,11 @@ class MmformerDecode(nn.Module):
     def __init__(self, network: MmformerNetwork, grids: Grids) -> None:
         super().__init__()
         self.network = network
-        self.levels = nn.ModuleList(
+        levels = (
             Level(network.alignment(level), grid, grids.finest)
             for level, grid in enumerate(grids.matching)
         )
+        self.levels = nn.ModuleList(levels)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Segments.
@@ -172,14 +173,14 @@ class MmformerDecode(nn.Module):
         proposals = inputs[LEVELS]
         weights = self.network.weigh(self.similarities(*inputs))
         # Resizing is linear: the sum of proposals is resized afterwards, instead of each.
-        scores = (weights @ proposals.flatten(2)).unflatten(2, grid_of(proposals))
+        scores = torch.unflatten(weights @ proposals.flatten(2), 2, grid_of(proposals))
         return 2.0 * scores.unsqueeze(2) - 1.0
 
     def similarities(self, *inputs: Tensor) -> Tensor:
         """Compares every proposal with every way: cosines, float32 [batch, ways, 100]."""
         shown = inputs[-2] * inputs[-1].unsqueeze(2)
         objects, proposals = [
-            _mean_over_shots(torch.cat(vectors, dim=-1).unflatten(1, shown.shape[1:]), shown)
+            _mean_over_shots(torch.unflatten(torch.cat(vectors, dim=-1), 1, shown.shape[1:]), shown)
             for vectors in zip(*self._vectors(*inputs), strict=True)
         ]
         return cosines(objects, proposals)
@@ -188,6 +189,7 @@ class MmformerDecode(nn.Module):
         """Yields the vectors of objects and of proposals on each level, shots times ways apart."""
         tokens, (proposals, *rest) = inputs[:LEVELS], inputs[LEVELS:]
         for number, level in enumerate(self.levels):
+            assert isinstance(level, Level)
             cells, sources, masks = (
                 values.float().flatten(1, 2) for values in rest[number : 3 * LEVELS : LEVELS]
             )

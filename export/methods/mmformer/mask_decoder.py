@@ -87,6 +87,8 @@ class MaskDecoding(nn.Module):
     def states(self, tokens: Sequence[Tensor], embedding: Tensor) -> Iterator[Tensor]:
         """Yields the proposals' states before the first layer and after each, [batch, 100, 256].
 
+        Those before it are the same for every image, and their batch is one.
+
         A layer sees the cells that lie in the proposal as it stands. Logits are linear in the
         embedding, so it is the embedding that is resized, once per map instead of once per layer.
         """
@@ -95,7 +97,7 @@ class MaskDecoding(nn.Module):
         memory = [part + decoder.level_embed.weight[level] for level, part in enumerate(tokens)]
         keys = [part + self.get_buffer(f"positions_{level}") for level, part in enumerate(memory)]
         places = decoder.query_embed.weight
-        states = decoder.query_feat.weight.expand(tokens[0].shape[0], -1, -1)
+        states = decoder.query_feat.weight[None]
         yield states
         for number in range(_LAYERS):
             level = number % 3

@@ -111,11 +111,13 @@ class Sources(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Turns maps [..., C, h, w] into small tokens [..., M, C]."""
-        return tokens_of(self.resize(maps))
+        small: Tensor = self.resize(maps)
+        return tokens_of(small)
 
     def positions_under(self, masks: Tensor) -> Tensor:
         """Positions of the small version: those of the map under masks [..., h, w], made small."""
-        return self(masks.unsqueeze(-3) * self.positions)
+        small: Tensor = self(masks.unsqueeze(-3) * self.positions)
+        return small
 
 
 class Level(nn.Module):
@@ -150,13 +152,14 @@ class Level(nn.Module):
         Returns:
             float32 [batch, G, 256].
         """
-        objects, masks, weights, rows, columns = cells.split([WIDTH, 1, 1, 1, 1], dim=-1)
+        objects, masks, weights, rows, columns = torch.split(cells, [WIDTH, 1, 1, 1, 1], dim=-1)
         placed = torch.cat(
             [self.rows[rows.squeeze(-1).long()], self.columns[columns.squeeze(-1).long()]], dim=-1
         )
         sources = self.sources(maps_of(tokens, self.grid)).unsqueeze(1)
         aligned = self.alignment(objects, placed * masks, sources, self.source_positions)
-        return (aligned * weights).sum(dim=-2) / (weights.sum(dim=-2) + AREA_EPSILON)
+        sums: Tensor = (aligned * weights).sum(dim=-2)
+        return sums / (weights.sum(dim=-2) + AREA_EPSILON)
 
     def proposal_vectors(
         self, tokens: Tensor, proposals: Tensor, sources: Tensor, masks: Tensor
@@ -176,7 +179,8 @@ class Level(nn.Module):
         aligned = self.alignment(tokens.unsqueeze(1), self.positions, sources, source_positions)
         weights = self.shrink(proposals).flatten(2)
         shares = weights / weights.sum(dim=2, keepdim=True)
-        return shares.unsqueeze(1) @ aligned
+        vectors: Tensor = shares.unsqueeze(1) @ aligned
+        return vectors
 
 
 def cosines(objects: Tensor, proposals: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from export.methods.canet import corner_matrix
+from export.methods.blocks import corner_matrix
 from export.methods.prototypes import interpolation_matrix
 
 WIDTH = 256
@@ -69,7 +69,7 @@ class Attention(nn.Module):
         scale = 1.0 / math.sqrt(WIDTH // self.heads)
         scores = (self._heads(queries, 0) * scale) @ self._heads(keys, 1).transpose(-1, -2)
         if allowed is not None:
-            scores = torch.where(allowed, scores, torch.full_like(scores, BLOCKED))
+            scores = scores.masked_fill(~allowed, BLOCKED)
         mixed = scores.softmax(dim=-1) @ self._heads(values, 2)
         result: Tensor = self.out_proj(mixed.transpose(-2, -3).flatten(-2))
         return result
@@ -78,7 +78,8 @@ class Attention(nn.Module):
         """Projects tokens by a third of the packed weights: [..., heads, N, 256 / heads]."""
         rows = slice(part * WIDTH, (part + 1) * WIDTH)
         projected = nn.functional.linear(tokens, self.in_proj_weight[rows], self.in_proj_bias[rows])
-        return projected.unflatten(-1, (self.heads, WIDTH // self.heads)).transpose(-2, -3)
+        split = torch.unflatten(projected, -1, (self.heads, WIDTH // self.heads))
+        return split.transpose(-2, -3)
 
 
 class CrossAttention(nn.Module):
@@ -161,7 +162,7 @@ def tokens_of(maps: Tensor) -> Tensor:
 
 def maps_of(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Turns tokens [..., h * w, C] into maps [..., C, h, w]."""
-    return tokens.transpose(-1, -2).unflatten(-1, grid)
+    return torch.unflatten(tokens.transpose(-1, -2), -1, grid)
 
 
 class Resize(nn.Module):

@@ -51,16 +51,16 @@ class DeformableAttention(nn.Module):
         Returns:
             float32 [batch, L, 256].
         """
-        offsets = self.sampling_offsets(queries).unflatten(-1, (HEADS, LEVELS, POINTS, 2))
-        shares = self.attention_weights(queries).unflatten(-1, (HEADS, LEVELS * POINTS))
-        shares = shares.softmax(dim=-1).unflatten(-1, (LEVELS, POINTS))
+        offsets = torch.unflatten(self.sampling_offsets(queries), -1, (HEADS, LEVELS, POINTS, 2))
+        shares = torch.unflatten(self.attention_weights(queries), -1, (HEADS, LEVELS * POINTS))
+        shares = torch.unflatten(shares.softmax(dim=-1), -1, (LEVELS, POINTS))
         lengths = [rows * columns for rows, columns in grids]
-        parts = self.value_proj(values).split(lengths, dim=1)
+        parts = torch.split(self.value_proj(values), lengths, dim=1)
         read = []
         for level, (part, grid) in enumerate(zip(parts, grids, strict=True)):
             size = torch.tensor([grid[1], grid[0]], dtype=torch.float32)
             places = centres[:, None, None] + offsets[:, :, :, level] / size
-            maps = maps_of(part, grid).unflatten(1, (HEADS, WIDTH // HEADS))
+            maps = torch.unflatten(maps_of(part, grid), 1, (HEADS, WIDTH // HEADS))
             points = nn.functional.grid_sample(
                 maps.flatten(0, 1),
                 (2.0 * places - 1.0).transpose(1, 2).flatten(0, 1),
@@ -70,7 +70,7 @@ class DeformableAttention(nn.Module):
             )
             weights = shares[:, :, :, level].transpose(1, 2).flatten(0, 1)
             read.append((points * weights[:, None]).sum(dim=-1))
-        mixed = torch.stack(read).sum(dim=0).unflatten(0, (-1, HEADS)).flatten(1, 2)
+        mixed = torch.unflatten(torch.stack(read).sum(dim=0), 0, (-1, HEADS)).flatten(1, 2)
         result: Tensor = self.output_proj(mixed.transpose(1, 2))
         return result
 
@@ -145,7 +145,7 @@ class PixelDecoding(nn.Module):
         tokens = torch.cat([tokens_of(values) for values in maps], dim=1)
         for layer in self.decoder.transformer.encoder.layers:
             tokens = layer(tokens, self.positions, self.centres, self.grids)
-        return tokens.split([rows * columns for rows, columns in self.grids], dim=1)
+        return torch.split(tokens, [rows * columns for rows, columns in self.grids], dim=1)
 
     def embed(self, tokens: Tensor, lateral: Tensor) -> Tensor:
         """Embeds every pixel.
