@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
@@ -188,7 +188,8 @@ class EmbeddedEngine:
         kept = None if guidance is None else self._guidance_of(family, guidance)
         remaining = remaining_seconds(deadline)
         run = Run()
-        visit = _Visit(model, prepare, finish, kept, run, deadline)
+        features = self._model(family, GraphRole.FEATURES).outputs
+        visit = _Visit(model, features, prepare, finish, kept, run, deadline)
         try:
             async with asyncio.timeout(remaining):
                 return await self._threads_of_graphs.run(visit)
@@ -272,6 +273,7 @@ class _Visit(Generic[_T]):
     """What one visit to a worker thread does."""
 
     model: Runnable
+    features: Collection[str]
     prepare: Callable[[], Tensors]
     finish: Callable[[Outputs], _T]
     guidance: Tensors | None
@@ -280,7 +282,7 @@ class _Visit(Generic[_T]):
 
     def __call__(self) -> _T:
         remaining_seconds(self.deadline)
-        feeds = taken(self.model, self.prepare())
+        feeds = taken(self.model, self.prepare(), self.features)
         if self.guidance is not None:
             feeds.update(repeated(self.guidance, batch_of(feeds)))
         check_feeds(self.model, feeds)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,9 +34,13 @@ class Signature(Protocol):
         ...
 
 
-def taken(model: Signature, tensors: Tensors) -> dict[str, NDArray[Any]]:
-    """Those of the tensors that a model takes: not every graph needs all that ``features`` says."""
-    return {name: values for name, values in tensors.items() if name in model.inputs}
+def taken(model: Signature, tensors: Tensors, features: Collection[str]) -> dict[str, NDArray[Any]]:
+    """Leaves out those outputs of ``features`` that a model does not take."""
+    return {
+        name: values
+        for name, values in tensors.items()
+        if name in model.inputs or name not in features
+    }
 
 
 def check_feeds(model: Signature, feeds: Tensors) -> None:

@@ -211,7 +211,7 @@ class TritonEngine:
         """
         loaded = self._loaded(family)
         model = self._model(loaded, role)
-        inputs = taken(model, inputs)
+        inputs = taken(model, inputs, self._model(loaded, GraphRole.FEATURES).outputs)
         async with AsyncExitStack() as stack:
             kept: Guidance | None = None
             feeds = dict(inputs)
