@@ -18,14 +18,6 @@ from export.check import check
 from export.errors import ExportError
 
 
-class Accelerator(StrEnum):
-    """What Triton's ONNX Runtime backend may run graphs with."""
-
-    TENSORRT = "tensorrt"
-    OPENVINO = "openvino"
-    NONE = "none"
-
-
 class Precision(StrEnum):
     """Of the numbers inside an engine."""
 
@@ -60,16 +52,15 @@ def add_commands(
     @app.command(name="accelerate")
     def accelerate_command(
         repository: Annotated[Path, typer.Argument(help="A model repository; its configs change.")],
-        engine: Annotated[
-            Accelerator,
+        tensorrt: Annotated[
+            Precision | None,
             typer.Option(
-                "--with", help="tensorrt on GPUs, openvino on processors, none to undo either."
+                help="For GPUs, in this precision. fp16: features alone, as guide and decode need "
+                "more digits."
             ),
-        ],
-        precision: Annotated[
-            Precision,
-            typer.Option(help="fp16: features alone, as guide and decode need more digits."),
-        ] = Precision.FP32,
+        ] = None,
+        openvino: Annotated[bool, typer.Option("--openvino", help="For processors.")] = False,
+        plain: Annotated[bool, typer.Option("--plain", help="Undoes either.")] = False,
         engine_cache: Annotated[
             str,
             typer.Option(help="Folder of the serving machine that keeps built TensorRT engines."),
@@ -78,12 +69,17 @@ def add_commands(
         shots: Annotated[int, typer.Option(min=1, help="Most shots of a TensorRT engine.")] = 5,
     ) -> None:
         """Has Triton's C++ backend run the graphs of a repository with TensorRT or OpenVINO."""
-        half = precision is Precision.FP16
-        plans: dict[Accelerator, Plan] = {
-            Accelerator.TENSORRT: TensorRt(half, engine_cache, ways=ways, shots=shots),
-            Accelerator.OPENVINO: OpenVino(),
-            Accelerator.NONE: Plain(),
-        }
+        plans: list[tuple[str, Plan]] = []
+        if tensorrt is not None:
+            half = tensorrt is Precision.FP16
+            plans.append(("tensorrt", TensorRt(half, engine_cache, ways=ways, shots=shots)))
+        if openvino:
+            plans.append(("openvino", OpenVino()))
+        if plain:
+            plans.append(("none", Plain()))
         with told_plainly():
-            for model in accelerate(repository, plans[engine]):
-                console.print(f"{model} is set to {engine.value}", highlight=False, soft_wrap=True)
+            if len(plans) != 1:
+                raise ExportError("Give one of --tensorrt fp32|fp16, --openvino and --plain.")
+            ((engine, plan),) = plans
+            for model in accelerate(repository, plan):
+                console.print(f"{model} is set to {engine}", highlight=False, soft_wrap=True)

@@ -132,8 +132,21 @@ def test_a_server_without_accelerators_serves_the_repository_all_the_same(copied
 
 def test_the_command_says_what_it_changed(copied):
     runner = CliRunner()
-    done = runner.invoke(app, ["accelerate", str(copied), "--with", "openvino"])
+    done = runner.invoke(app, ["accelerate", str(copied), "--openvino"])
     assert done.exit_code == 0
     assert done.output.count("is set to openvino") == 3
-    again = runner.invoke(app, ["accelerate", str(copied), "--with", "openvino"])
+    again = runner.invoke(app, ["accelerate", str(copied), "--openvino"])
     assert again.output == ""
+
+
+def test_the_command_sets_one_accelerator(copied):
+    runner = CliRunner()
+    done = runner.invoke(app, ["accelerate", str(copied), "--tensorrt", "fp16"])
+    assert done.exit_code == 0
+    assert done.output.count("is set to tensorrt") == 3
+    undone = runner.invoke(app, ["accelerate", str(copied), "--plain"])
+    assert undone.output.count("is set to none") == 3
+    for options in ([], ["--openvino", "--plain"], ["--tensorrt", "fp32", "--openvino"]):
+        refused = runner.invoke(app, ["accelerate", str(copied), *options])
+        assert refused.exit_code == 1
+        assert "Give one of" in refused.output
