@@ -16,11 +16,13 @@ from export.methods.asgnet import AsgnetNetwork
 from export.methods.canet import CanetNetwork
 from export.methods.hsnet.graphs import HsnetNetwork
 from export.methods.hsnet.trunks import ResNetTaps
+from export.methods.pfenet import PfenetNetwork
 from export.methods.pmms import PmmsNetwork
 from export.methods.repri import RepriNetwork
 from export.methods.revolver import GuidedModel, GuidedNetwork
 from export.methods.sgone import SgOneNetwork
 from export.methods.trunks import Backbone
+from export.pfenet_family import pfenet_family
 from export.pmms_family import pmms_family
 from export.prototype_family import prototype_family
 from export.repri_family import repri_family
@@ -60,6 +62,9 @@ EXPORTED: Final[Mapping[str, Callable[[Common], Family]]] = {
     ),
     "pmms": lambda common: pmms_family(
         network=PmmsNetwork(recurrent=True).eval(), size=SIZE, **common
+    ),
+    "pfenet": lambda common: pfenet_family(
+        network=PfenetNetwork(Backbone.VGG16).eval(), size=SIZE, bins=(5, 3, 2, 1), **common
     ),
 }
 
