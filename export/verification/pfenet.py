@@ -20,7 +20,8 @@ from export.verification.driver import EMBEDDED, INPUT, TORCH, Application, Gate
 from export.verification.letterbox import canvas_image, canvas_mask, original_logits
 from export.verification.measures import Measure
 from export.verification.scores import GoldenScores, decide, resized
-from export.verification.task import Episode, Outcome
+from export.verification.stored import TorchFamily
+from export.verification.task import Episode, Outcome, run_episode
 
 Array = NDArray[Any]
 
@@ -49,6 +50,21 @@ def verify_pfenet(
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
     return verify(_Pfenet(), goldens, names=names, gateway=gateway, repository=repository)
+
+
+def measure_torch(golden: Golden, goldens: Path, folder: Path) -> Iterator[Measure]:
+    """Compares one case in torch alone, without exporting it.
+
+    Args:
+        golden: The case.
+        goldens: Folder that it is from.
+        folder: Where its checkpoint is written.
+    """
+    method = _Pfenet()
+    family = method.export(golden, goldens, folder)
+    yield from method.compare_input(golden, family)
+    outcome = run_episode(method.episode(golden), family, TorchFamily(family).run)
+    yield from method.compare(golden, family, outcome, TORCH)
 
 
 class _Pfenet:
