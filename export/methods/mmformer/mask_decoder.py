@@ -99,14 +99,17 @@ class MaskDecoding(nn.Module):
         places = decoder.query_embed.weight
         states = decoder.query_feat.weight[None]
         yield states
-        for number in range(_LAYERS):
-            level = number % 3
+        layers = zip(
+            decoder.transformer_cross_attention_layers,
+            decoder.transformer_self_attention_layers,
+            decoder.transformer_ffn_layers,
+            strict=True,
+        )
+        for number, (look, exchange, feed_forward) in enumerate(layers):
+            level = number % len(small)
             inside = self.mask_vectors(states) @ small[level] >= 0
             # A proposal that lies nowhere sees everything.
             allowed = (inside | ~inside.any(dim=-1, keepdim=True)).unsqueeze(1)
-            states = decoder.transformer_cross_attention_layers[number](
-                states, places, keys[level], memory[level], allowed
-            )
-            states = decoder.transformer_self_attention_layers[number](states, places)
-            states = decoder.transformer_ffn_layers[number](states)
+            states = look(states, places, keys[level], memory[level], allowed)
+            states = feed_forward(exchange(states, places))
             yield states
