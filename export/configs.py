@@ -35,6 +35,8 @@ WARM_UP = {
     Free.ROWS: 4,
     Free.COLUMNS: 4,
     Free.POSITIONS: 64,
+    Free.MIDDLE_POSITIONS: 64,
+    Free.COARSE_POSITIONS: 64,
 }
 """Lengths of the warm-up: one query and one way. Sizes that are free have no typical value."""
 

@@ -47,6 +47,9 @@ class Free(IntEnum):
     SCORE_COLUMNS = -9
     #: Positions that guidance stores.
     POSITIONS = -10
+    #: Likewise, of two coarser grids.
+    MIDDLE_POSITIONS = -11
+    COARSE_POSITIONS = -12
 
 
 MIN_NATIVE_SIDE = 33

@@ -34,6 +34,8 @@ TRACED = {
     Free.ROWS: 5,
     Free.COLUMNS: 6,
     Free.POSITIONS: 7,
+    Free.MIDDLE_POSITIONS: 8,
+    Free.COARSE_POSITIONS: 9,
 }
 """Lengths that a graph is exported with."""
 
@@ -46,6 +48,8 @@ CHECKED = {
     Free.ROWS: 4,
     Free.COLUMNS: 7,
     Free.POSITIONS: 5,
+    Free.MIDDLE_POSITIONS: 4,
+    Free.COARSE_POSITIONS: 6,
 }
 """Other lengths, which the exported graph must take as well."""
 

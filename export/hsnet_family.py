@@ -11,6 +11,7 @@ from torch import Tensor
 from export.checkpoints import Tensors, fill_network, read_checkpoint
 from export.errors import ExportError
 from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
+from export.letterboxed import position_buckets
 from export.methods.hsnet.graphs import (
     TRUNKS,
     HsnetDecode,
@@ -39,7 +40,12 @@ POST_CHAIN = (
 )
 """The official code scores at the network's input size."""
 
-_LEVELS = ("fine", "middle", "coarse")
+_LEVELS = {
+    "fine": Free.POSITIONS,
+    "middle": Free.MIDDLE_POSITIONS,
+    "coarse": Free.COARSE_POSITIONS,
+}
+"""The levels, and what counts the positions that are stored of each."""
 
 
 def hsnet_checkpoint(path: Path) -> HsnetNetwork:
@@ -91,11 +97,15 @@ def hsnet_family(
         TensorSpec(name, (level.cells, level.width + level.taps), "float16")
         for name, level in zip(_LEVELS, levels, strict=True)
     )
-    masked = tuple(
-        TensorSpec(f"{name}_masked", (Free.WAYS, level.cells, level.width), "float16")
+    positions = tuple(
+        TensorSpec(f"{name}_positions", (Free.WAYS, length, level.width), "float16")
+        for (name, length), level in zip(_LEVELS.items(), levels, strict=True)
+    )
+    places = tuple(
+        TensorSpec(f"{name}_places", (Free.WAYS, level.cells))
         for name, level in zip(_LEVELS, levels, strict=True)
     )
-    guidance = (*masked, shown)
+    guidance = (*positions, *places, shown)
     stacked = tuple(
         TensorSpec(spec.name, (Free.SHOTS, *spec.dims), spec.dtype) for spec in guidance
     )
@@ -105,7 +115,7 @@ def hsnet_family(
     digest = digest_of_tensors(network.state_dict())
     return Family(
         alias=alias,
-        serving=_serving(size, guidance),
+        serving=_serving(size, guidance, levels[0].cells),
         graphs=(
             Graph("features", HsnetFeatures(network), (image,), features),
             Graph("guide", HsnetGuide(size, levels), (*features, planes), guidance),
@@ -155,12 +165,15 @@ def grids(network: HsnetNetwork, size: tuple[int, int]) -> tuple[Level, Level, L
     return fine, middle, coarse
 
 
-def _serving(size: tuple[int, int], guidance: tuple[TensorSpec, ...]) -> Serving:
+def _serving(size: tuple[int, int], guidance: tuple[TensorSpec, ...], cells: int) -> Serving:
     rule = {"merge": "stack", "ways": "ways", "validity": "validity"}
+    stored = {f"{name}_positions": {"positions": True} for name in _LEVELS}
     return Serving(
         method="hsnet",
         input_size=size,
-        guidance=tuple({"name": spec.name, **rule} for spec in guidance),
+        guidance=tuple(
+            {"name": spec.name, **rule, **stored.get(spec.name, {})} for spec in guidance
+        ),
         post_chain=POST_CHAIN,
         mask_resize="torch_nearest",
         class_handling="binary",
@@ -169,4 +182,5 @@ def _serving(size: tuple[int, int], guidance: tuple[TensorSpec, ...]) -> Serving
         score="sigmoid",
         way_buckets=WAY_BUCKETS,
         shot_buckets=SHOT_BUCKETS,
+        position_buckets=position_buckets(cells),
     )

@@ -34,6 +34,23 @@ def stored_positions(maps: Tensor, cells: Tensor) -> Tensor:
         end where a mask needs fewer.
     """
     inside = cells.flatten(2) > 0
+    order = first_positions(inside)
+    rows = maps.flatten(3).transpose(2, 3)
+    chosen = torch.gather(rows, 2, order.unsqueeze(3).expand(-1, -1, -1, rows.shape[3]))
+    real = torch.gather(inside, 2, order).unsqueeze(3)
+    return (unit(chosen, dim=3) * real).half()
+
+
+def first_positions(inside: Tensor) -> Tensor:
+    """Puts the cells under each mask first.
+
+    Args:
+        inside: Booleans [batch, K, cells].
+
+    Returns:
+        Indices of cells [batch, K, N] with N as the largest mask needs, 1 at least: those under the
+        mask in their own order, then others.
+    """
     total = inside.shape[2]
     most = inside.sum(dim=2).flatten().amax(dim=0).clamp(min=1)
     # A symbol while it is exported, so no int() of it.
@@ -44,11 +61,7 @@ def stored_positions(maps: Tensor, cells: Tensor) -> Tensor:
         torch._check(length <= total)  # type: ignore[no-untyped-call]
     # Cells that are picked come first, each part in its own order.
     rank = inside.float() * total - torch.arange(total)
-    order = torch.topk(rank, length, dim=2).indices
-    rows = maps.flatten(3).transpose(2, 3)
-    chosen = torch.gather(rows, 2, order.unsqueeze(3).expand(-1, -1, -1, rows.shape[3]))
-    real = torch.gather(inside, 2, order).unsqueeze(3)
-    return (unit(chosen, dim=3) * real).half()
+    return torch.topk(rank, length, dim=2).indices
 
 
 def prior_maps(positions: Tensor, high: Tensor) -> Tensor:

@@ -167,7 +167,9 @@ def _measure_correlations(
         if key.endswith("crop"):
             top, left = level.rows // 2, level.columns // 2
             query = query[top : top + 2, left : left + 2]
-        masked = outcome.shots[0][f"{name}_masked"][0].astype(np.float32)
+        places = outcome.shots[0][f"{name}_places"][0].astype(np.int64)
+        stored = outcome.shots[0][f"{name}_positions"][0].astype(np.float32)
+        masked = np.where(places[:, None] < 0, 0, stored[places])
         shot = masked.reshape(level.rows, level.columns, level.taps, level.channels)
         cosines = np.einsum("abtc,xytc->tabxy", query, shot, optimize=True).clip(min=0)
         rounding = HALF_PRECISION if wanted.dtype == np.float16 else 0.0

@@ -144,17 +144,22 @@ def test_vectors_are_masked_before_they_are_made_unit_vectors():
     planes = torch.zeros(1, 3, 48, 40)
     planes[0, 1, 10:30, 5:22] = 1
     guide = HsnetGuide((48, 40), LEVELS)
-    *masked, shown = guide(*map(rows_of, taps), planes)
+    *picked, shown = guide(*map(rows_of, taps), planes)
     assert shown.tolist() == [[1, 0]]
-    for level, tap, found in zip(LEVELS, taps, masked, strict=True):
+    for level, tap, stored, places in zip(LEVELS, taps, picked[:3], picked[3:], strict=True):
         soft = torch.nn.functional.interpolate(
             planes[:, 1:2], size=(level.rows, level.columns), mode="bilinear", align_corners=True
         )[0]
         features = tap * soft
         wanted = features / (features.norm(dim=1, keepdim=True) + 1e-5)
         wanted = wanted.flatten(2).permute(2, 0, 1).flatten(1)
-        torch.testing.assert_close(found[0, 0].float(), wanted, rtol=3e-3, atol=1e-3)
-        assert not found[0, 1].any()
+        cells = places[0, 0].long()
+        found = torch.where(cells[:, None] < 0, 0, stored[0, 0, cells].float())
+        torch.testing.assert_close(found, wanted, rtol=3e-3, atol=1e-3)
+        covered = max(1, int((soft > 0).sum()))
+        assert stored.shape[2] == covered, "no more is stored than the mask covers"
+        assert (places[0, 1] == -1).all()
+        assert not stored[0, 1].any()
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +178,10 @@ def query_rows(batch: int) -> list[torch.Tensor]:
 
 
 def stacked(batch: int, shots: int, ways: int) -> list[torch.Tensor]:
-    return [
-        torch.randn(batch, shots, ways, level.cells, level.width).half() / 3 for level in LEVELS
-    ]
+    """Three stored positions of each level, of which every cell is one or none."""
+    positions = [torch.randn(batch, shots, ways, 3, level.width).half() / 3 for level in LEVELS]
+    places = [torch.randint(-1, 3, (batch, shots, ways, level.cells)).float() for level in LEVELS]
+    return [*positions, *places]
 
 
 def test_every_shot_and_way_is_a_run_of_its_own(decode):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from export.methods.blocks import ImagenetInput, corner_matrix, one_by_one
 from export.methods.hsnet.squeeze import HpnLearner
 from export.methods.hsnet.trunks import ResNetTaps, VggTaps
+from export.methods.prior import first_positions
 
 NO_SHOT = -1e4
 """Margin of a shot that does not show the way, or is not there."""
@@ -100,10 +101,11 @@ def _rows(taps: Tensor) -> Tensor:
 
 
 class HsnetGuide(nn.Module):
-    """The `guide` graph: the unit vectors of the cells under a mask.
+    """The `guide` graph: the unit vectors of the positions under a mask, and where those lie.
 
-    The official code multiplies features by the mask and then divides by their length, so that a
-    cell which the mask just touches counts almost in full.
+    A position that the mask leaves out correlates with nothing, so it need not be stored. The
+    official code multiplies features by the mask and then divides by their length, so that a
+    position which the mask just touches counts almost in full.
     """
 
     def __init__(self, size: tuple[int, int], levels: Sequence[Level]) -> None:
@@ -122,8 +124,8 @@ class HsnetGuide(nn.Module):
 
     def forward(
         self, fine: Tensor, middle: Tensor, coarse: Tensor, planes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Masks the vectors of a shot.
+    ) -> tuple[Tensor, ...]:
+        """Picks the vectors of a shot.
 
         Args:
             fine: See `HsnetFeatures`.
@@ -132,32 +134,40 @@ class HsnetGuide(nn.Module):
             planes: float32 [batch, 1 + ways, H, W] of 0 and 1; background is not used.
 
         Returns:
-            `fine_masked`, `middle_masked` and `coarse_masked` float16
-            [batch, ways, cells, taps x C], and `shown` float32 [batch, ways]: 1 for a way that the
-            shot shows, else 0.
+            `fine_positions`, `middle_positions` and `coarse_positions` float16
+            [batch, ways, N, taps x C] with an N of each level; `fine_places`, `middle_places` and
+            `coarse_places` float32 [batch, ways, cells]: which of them a cell is, -1 for none; and
+            `shown` float32 [batch, ways]: 1 for a way that the shot shows, else 0.
         """
         masks = planes[:, 1:]
-        masked = [
-            self._masked(number, rows, masks) for number, rows in enumerate((fine, middle, coarse))
+        found = [
+            self._picked(number, rows, masks) for number, rows in enumerate((fine, middle, coarse))
         ]
-        return masked[0], masked[1], masked[2], masks.amax(dim=(2, 3))
+        positions = (level[0] for level in found)
+        places = (level[1] for level in found)
+        return (*positions, *places, masks.amax(dim=(2, 3)))
 
-    def _masked(self, number: int, rows: Tensor, masks: Tensor) -> Tensor:
+    def _picked(self, number: int, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         level = self.levels[number]
         soft = self.get_buffer(f"rows_{number}") @ masks @ self.get_buffer(f"columns_{number}")
-        cover = soft.flatten(2).unsqueeze(3)
-        units, lengths = _parted(rows, level)
-        lengths = lengths.unsqueeze(1)
+        cover = soft.flatten(2)
+        inside = cover > 0
+        order = first_positions(inside)
+        owners = torch.arange(rows.shape[0])[:, None, None] * level.cells
+        chosen = rows.flatten(0, 1).index_select(0, (order + owners).flatten())
+        units, lengths = _parted(chosen.reshape(*order.shape, rows.shape[2]), level)
+        part = torch.gather(cover, 2, order).unsqueeze(3)
         # Undoes the division that made the units, and divides by the length under the mask.
-        gates = cover * (lengths + LENGTH_EPSILON) / (cover * lengths + LENGTH_EPSILON)
-        masked = units.unsqueeze(1) * gates.unsqueeze(4)
-        return masked.flatten(3).half()
+        gates = part * (lengths + LENGTH_EPSILON) / (part * lengths + LENGTH_EPSILON)
+        masked = (units * gates.unsqueeze(4)).flatten(3)
+        places = torch.where(inside, inside.float().cumsum(dim=2) - 1, -1.0)
+        return masked.half(), places
 
 
 def _parted(rows: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    """Units float32 [batch, cells, taps, C] and lengths [batch, cells, taps] of a level's rows."""
+    """Units float32 [..., taps, C] and lengths [..., taps] of a level's rows."""
     units = rows[..., : level.width].float()
-    vectors = units.reshape(*rows.shape[:2], level.taps, level.channels)
+    vectors = units.reshape(*rows.shape[:-1], level.taps, level.channels)
     return vectors, rows[..., level.width :].float()
 
 
@@ -178,9 +188,12 @@ class HsnetDecode(nn.Module):
         fine: Tensor,
         middle: Tensor,
         coarse: Tensor,
-        fine_masked: Tensor,
-        middle_masked: Tensor,
-        coarse_masked: Tensor,
+        fine_positions: Tensor,
+        middle_positions: Tensor,
+        coarse_positions: Tensor,
+        fine_places: Tensor,
+        middle_places: Tensor,
+        coarse_places: Tensor,
         shown: Tensor,
         validity: Tensor,
     ) -> Tensor:
@@ -190,9 +203,12 @@ class HsnetDecode(nn.Module):
             fine: Of the query; see `HsnetFeatures`.
             middle: Likewise.
             coarse: Likewise.
-            fine_masked: Of the task, float16 [batch, shots, ways, cells, taps x C].
-            middle_masked: Likewise.
-            coarse_masked: Likewise.
+            fine_positions: Of the task, float16 [batch, shots, ways, N, taps x C].
+            middle_positions: Likewise, with an N of its own.
+            coarse_positions: Likewise.
+            fine_places: Of the task, float32 [batch, shots, ways, cells].
+            middle_places: Likewise.
+            coarse_places: Likewise.
             shown: float32 [batch, shots, ways], 1 for ways that a shot shows.
             validity: float32 [batch, shots], 1 for real shots and 0 for padded ones.
 
@@ -208,10 +224,12 @@ class HsnetDecode(nn.Module):
         active = shown * validity.unsqueeze(2)
         owners = torch.arange(batch)[:, None].expand(batch, shots * ways).reshape(-1, 1)
 
-        def margins_of(owner: Tensor, real: Tensor, *masked: Tensor) -> Tensor:
+        def margins_of(owner: Tensor, real: Tensor, *shot: Tensor) -> Tensor:
             correlations = [
-                _correlation(query.index_select(0, owner)[0], rows, level)
-                for query, rows, level in zip(queries, masked, self.levels, strict=True)
+                _correlation(query.index_select(0, owner)[0], positions, places, level)
+                for query, positions, places, level in zip(
+                    queries, shot[:3], shot[3:], self.levels, strict=True
+                )
             ]
             scores = self.head(*correlations)
             return torch.where(real > 0, scores[1] - scores[0], NO_SHOT)
@@ -220,25 +238,33 @@ class HsnetDecode(nn.Module):
             margins_of,
             owners,
             active.flatten(),
-            fine_masked.flatten(0, 2),
-            middle_masked.flatten(0, 2),
-            coarse_masked.flatten(0, 2),
+            fine_positions.flatten(0, 2),
+            middle_positions.flatten(0, 2),
+            coarse_positions.flatten(0, 2),
+            fine_places.flatten(0, 2),
+            middle_places.flatten(0, 2),
+            coarse_places.flatten(0, 2),
         )
         return margins.reshape(batch, shots, ways, *margins.shape[1:]).transpose(1, 2)
 
 
-def _correlation(query: Tensor, masked: Tensor, level: Level) -> Tensor:
+def _correlation(query: Tensor, positions: Tensor, places: Tensor, level: Level) -> Tensor:
     """Rectified cosines of every cell of a query with every cell of a shot.
 
     Args:
         query: Unit vectors, float32 [taps, cells, C].
-        masked: Of the shot, float16 [cells, taps x C].
+        positions: Of the shot, float16 [N, taps x C].
+        places: Which of them a cell is, float32 [cells], -1 for none.
         level: Its taps, channels and grid.
 
     Returns:
         float32 [rows, columns, taps, rows, columns], those of the query first.
     """
-    shot = masked.float().reshape(-1, level.taps, level.channels).permute(1, 2, 0)
-    cosines = torch.relu(query @ shot)
+    # A row of zeros at the end stands for all cells that are not stored.
+    stored = nn.functional.pad(positions.float(), (0, 0, 0, 1))
+    stored = stored.reshape(-1, level.taps, level.channels).permute(1, 2, 0)
+    cosines = torch.relu(query @ stored).transpose(0, 1)
+    last = positions.shape[0]
+    spread = cosines.index_select(2, torch.where(places < 0, last, places).long())
     grid = (level.rows, level.columns)
-    return cosines.transpose(0, 1).reshape(*grid, level.taps, *grid)
+    return spread.reshape(*grid, level.taps, *grid)
