@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from loadtests.wire import call, families_of, table_of, weight
+from loadtests.families import families_of
+from loadtests.wire import call, table_of, weight
 from tests.helpers.tiny_repository import write_tiny_repository
 
 #: Names, shapes and types of the tensors go with them.
