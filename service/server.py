@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, cast
@@ -25,6 +26,7 @@ from service.api.models import Identity, ModelServicer
 from service.api.segmentation import SegmentationServicer
 from service.api.tasks import TaskServicer
 from service.config import Settings
+from service.core.calls import Call
 from service.core.errors import FewSegError
 from service.core.gateway import Gateway
 from service.logs import get_logger
@@ -73,7 +75,7 @@ class Server:
         self._gateway = gateway
         self._settings = settings
         self._metrics = metrics
-        self._interceptor = CallInterceptor(metrics, _bounds(settings))
+        self._interceptor = CallInterceptor(metrics, _bounds(settings), _doors(gateway))
         self._health = health.aio.HealthServicer()
         self._grpc = grpc.aio.server(
             interceptors=[self._interceptor], options=_options(settings.limits.message_bytes)
@@ -212,6 +214,11 @@ class Server:
         # Clients that call again and again have not all heard it yet.
         await asyncio.sleep(late_calls_seconds)
         await self._grpc.stop(_LAST_ANSWERS_SECONDS)
+
+
+def _doors(gateway: Gateway) -> Mapping[str, Callable[[Call], None]]:
+    segmentation = segmentation_service_pb2.DESCRIPTOR.services_by_name["SegmentationService"]
+    return {f"{segmentation.full_name}/Segment": gateway.segmenter.check_room}
 
 
 def _bounds(settings: Settings) -> CallBounds:

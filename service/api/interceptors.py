@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 import grpc
@@ -20,14 +21,16 @@ from service.api.calls import (
     ServicerContext,
     current_request_id,
     is_overdue,
+    new_call,
     request_id_of,
 )
 from service.api.errors import let_go, status_of
 from service.api.fields import placed
 from service.api.messages import MessageMemory, Messages, Patience
+from service.core.calls import Call
 from service.core.errors import FewSegError, InvalidArgumentError, UnavailableError
 from service.core.limits import Limits
-from service.core.refusals import COME_BACK_SECONDS, overloaded, stopping
+from service.core.refusals import COME_BACK_SECONDS, OVERLOADED, overloaded, stopping
 from service.logs import get_logger
 
 _OURS: Final = "/fewseg.v1."
@@ -91,11 +94,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     Args:
         observer: Hears of calls.
         bounds: What they may take together.
+        doors: By method, what refuses a call before its message is read.
     """
 
-    def __init__(self, observer: CallObserver, bounds: CallBounds) -> None:
+    def __init__(
+        self,
+        observer: CallObserver,
+        bounds: CallBounds,
+        doors: Mapping[str, Callable[[Call], None]] = MappingProxyType({}),
+    ) -> None:
         self._observer = observer
         self._bounds = bounds
+        self._doors = doors
         self._memory = MessageMemory(bounds.request_bytes)
         self._patience = Patience()
         self._refuse: Callable[[], UnavailableError] | None = _starting
@@ -205,6 +215,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._enter(method)
         try:
             self._check_room()
+            if method in self._doors:
+                self._doors[method](new_call(context))
             outcome.answer = await run(context)
         except asyncio.CancelledError:
             outcome.cancelled = True
@@ -212,6 +224,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except Exception as error:
             overdue = is_overdue(context)
             outcome.status = status_of(error, current_request_id.get(), overdue=overdue)
+            outcome.overloaded = isinstance(error, FewSegError) and error.reason == OVERLOADED
             let_go(error)
         finally:
             seconds = time.perf_counter() - started
@@ -244,6 +257,7 @@ class _Outcome:
         self.answer: Any = None
         self.status: status_pb2.Status | None = None
         self.cancelled = False
+        self.overloaded = False
 
     def code(self, context: ServicerContext) -> str:
         """The canonical code that the client sees."""
@@ -259,6 +273,9 @@ class _Outcome:
         facts = {"code": self.code(context), "seconds": round(seconds, 6), "peer": context.peer()}
         if self.status is None:
             _log.debug("call", **facts)
+        elif self.overloaded:
+            # A full server has better things to do than to write; metrics count what it refused.
+            _log.debug("call_refused", error=self.status.message, **facts)
         else:
             _log.info("call_failed", error=self.status.message, **facts)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from service.core.errors import (
     AbortedError,
     AlreadyExistsError,
@@ -12,6 +14,8 @@ from service.core.errors import (
 from service.core.types import TaskName
 
 #: Seconds after which a call that was told to come back makes sense.
+#: Reason of the error that a full server answers with.
+OVERLOADED: Final = "OVERLOADED"
 COME_BACK_SECONDS = 1.0
 
 
@@ -65,7 +69,7 @@ def request_id_reused(request_id: str) -> AlreadyExistsError:
 def overloaded(retry_after: float = COME_BACK_SECONDS) -> ResourceExhaustedError:
     """The server has no room for the call now; ``retry_after`` in seconds."""
     return ResourceExhaustedError(
-        "OVERLOADED",
+        OVERLOADED,
         "The server has as many calls as it can take; try again later.",
         retry_after=retry_after,
     )
