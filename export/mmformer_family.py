@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
+from export.letterboxed import position_buckets
 from export.methods.mmformer.graphs import (
     Grids,
     MmformerDecode,
@@ -28,6 +29,8 @@ WAY_BUCKETS = (1, 2, 4, 8)
 MAX_BATCH = 4
 SHOT_BUCKETS = (1, 2, 3, 5, 8, 10)
 """Each shot of each way is aligned with the query by itself: 40 of them take about a gigabyte."""
+
+_POSITIONS = (Free.COARSE_POSITIONS, Free.MIDDLE_POSITIONS, Free.POSITIONS)
 
 POST_CHAIN = (
     {"op": "resize", "mode": "half_pixel", "target": "input"},
@@ -60,10 +63,11 @@ def mmformer_family(
     """
     feature_shape(lambda images: network.backbone(images)[0], size, SIDE_MULTIPLE)
     digest = digest_of_tensors(network.state_dict())
+    grids = grids_of(network, size)
     return Family(
         alias=alias,
-        serving=_serving(size),
-        graphs=_graphs(network, grids_of(network, size)),
+        serving=_serving(size, max(rows * columns for rows, columns in grids.matching)),
+        graphs=_graphs(network, grids),
         weights_digest=digest,
         max_batch=max_batch,
         settings={"variant": network.variant.value},
@@ -117,19 +121,23 @@ def _guidance(grids: Grids) -> tuple[TensorSpec, ...]:
     for level, (rows, columns) in enumerate(grids.matching):
         small_rows, small_columns = source_grid((rows, columns))
         small = small_rows * small_columns
-        cells.append(TensorSpec(f"cells_{level}", (ways, rows * columns, CELL_NUMBERS), half))
+        cells.append(TensorSpec(f"cells_{level}", (ways, _POSITIONS[level], CELL_NUMBERS), half))
         sources.append(TensorSpec(f"sources_{level}", (ways, small, WIDTH), half))
         masks.append(TensorSpec(f"masks_{level}", (ways, rows, columns), half))
     return (*cells, *sources, *masks, TensorSpec("shown", (ways,)))
 
 
-def _serving(size: tuple[int, int]) -> Serving:
+def _serving(size: tuple[int, int], most_cells: int) -> Serving:
     names = [f"{name}_{level}" for name in ("cells", "sources", "masks") for level in range(LEVELS)]
     rule = {"ways": "ways", "merge": "stack", "validity": "validity"}
+    stored = {"positions": True}
     return Serving(
         method="mmformer",
         input_size=size,
-        guidance=tuple({"name": name, **rule} for name in (*names, "shown")),
+        guidance=tuple(
+            {"name": name, **rule, **(stored if name.startswith("cells") else {})}
+            for name in (*names, "shown")
+        ),
         post_chain=POST_CHAIN,
         mask_resize="torch_nearest",
         class_handling="binary",
@@ -138,4 +146,5 @@ def _serving(size: tuple[int, int]) -> Serving:
         score="linear",
         way_buckets=WAY_BUCKETS,
         shot_buckets=SHOT_BUCKETS,
+        position_buckets=position_buckets(most_cells),
     )

@@ -148,8 +148,11 @@ def _maps(golden: Golden, outcome: Outcome) -> Iterator[tuple[str, float, float]
         yield "maps", worst(found, arrays[f"proj_q_{level}_crop"]), FEATURE_TOLERANCE
         grid = outcome.features[f"matching_{level}"].shape[1:]
         cells = outcome.shots[0][f"cells_{level}"][0].astype(np.float32)
-        masked = cells[:, :16].T.reshape(16, *grid)
-        wanted = arrays[f"masked_s0_{level}_crop"]
+        rows, columns = cells[:, -2:].T.astype(int)
+        # What is stored, and where; the last cells of a shot may be no cells.
+        masked, stored = np.zeros((16, *grid)), np.zeros((1, *grid))
+        masked[:, rows, columns], stored[:, rows, columns] = cells[:, :16].T, 1
+        wanted = arrays[f"masked_s0_{level}_crop"] * _middle(stored, 1)
         allowed = FEATURE_TOLERANCE + HALF_PRECISION * float(np.abs(wanted).max())
         yield "cells of supports", worst(_middle(masked, 16), wanted), allowed
     proposals = outcome.maps["proposals"]

@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_method_writes_nothing(tmp_path):
 
 
 def test_a_command_without_a_checkpoint_says_so(tmp_path):
-    for method in ("revolver", "sgone", "canet", "hsnet", "repri", "pmms", "asgnet"):
+    for method in ("revolver", "sgone", "canet", "hsnet", "mmformer", "repri", "pmms", "asgnet"):
         status, output = run(method, "--out", tmp_path)
         assert status == 2
         assert "--checkpoint" in output

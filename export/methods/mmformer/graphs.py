@@ -126,7 +126,8 @@ class MmformerGuide(nn.Module):
                 1; background is not used.
 
         Returns:
-            Of each level, in float16: `cells_i` [batch, ways, h * w, 260] (`CELL_NUMBERS`);
+            Of each level, in float16: `cells_i` [batch, ways, N, 260] (`CELL_NUMBERS`), those that
+            are averaged, with N as the busiest way needs, 1 at least;
             `sources_i` [batch, ways, M, 256], the small version of the masked map; `masks_i`
             [batch, ways, h, w], what it was masked with. And `shown`, float32 [batch, ways]: 1 for
             a way that the shot shows, else 0.
@@ -139,7 +140,8 @@ class MmformerGuide(nn.Module):
             masked = maps.unsqueeze(1) * soft.unsqueeze(2)
             places = self.get_buffer(f"places_{level}").expand(*masks.shape[:2], -1, -1)
             shares = [values.flatten(2).unsqueeze(3) for values in (soft, weights)]
-            cells.append(torch.cat([tokens_of(masked), *shares, places], dim=3).half())
+            whole = torch.cat([tokens_of(masked), *shares, places], dim=3)
+            cells.append(_stored(whole, weights.flatten(2) > 0).half())
             sources.append(self.sources[level](masked).half())
             softened.append(soft.half())
         shown = (masks.amax(dim=(2, 3)) > 0).float()
@@ -196,6 +198,18 @@ class MmformerDecode(nn.Module):
             objects = level.object_vectors(tokens[number], cells)
             proposed = level.proposal_vectors(tokens[number], proposals, sources, masks)
             yield objects, proposed
+
+
+def _stored(cells: Tensor, inside: Tensor) -> Tensor:
+    """Puts the cells [batch, K, cells, C] that are inside first, and cuts what none needs."""
+    most = inside.sum(dim=2).amax().clamp(min=1)
+    places = torch.arange(inside.shape[2])
+    # Distinct numbers, so that every runtime sorts alike: those inside first, each part in order.
+    rank = inside.float() * inside.shape[2] - places
+    # A tensor as the end of a slice is what a recorded run keeps.
+    order = rank.argsort(dim=2, descending=True)[:, :, :most]
+    chosen = torch.gather(cells, 2, order.unsqueeze(3).expand(-1, -1, -1, cells.shape[3]))
+    return chosen * torch.gather(inside, 2, order).unsqueeze(3)
 
 
 def _mean_over_shots(vectors: Tensor, shown: Tensor) -> Tensor:
