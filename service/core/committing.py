@@ -65,19 +65,21 @@ class TaskCommitter:
             commit: Writes the change, and the remembered request with it.
             call: Gets the stages.
         """
-        merged = await self._builder.merge(family, record.header, shot_set, call)
+        distilled = await self._builder.distil(family, record.header, shot_set, call)
         limited = list(judged)[: self._leave_one_out_limit]
         report = TaskReport(
             header=record.header,
             supports=summaries(record),
             family=family.name,
-            guidance_bytes=sum(tensor.nbytes for tensor in merged.values()),
-            leave_one_out=await self._judge.judge(family, record.header, shot_set, limited, call),
+            guidance_bytes=distilled.nbytes,
+            leave_one_out=await self._judge.judge(
+                family, record.header, shot_set, distilled, limited, call
+            ),
         )
         with call.clock.measure(Stage.STORE):
             await commit(self._requests.to_remember(request, body, report))
         self._directory.note(record)
-        await self._builder.keep(family, record.header, merged, shot_set.background)
+        await self._builder.keep(family, record.header, distilled)
         return report
 
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
 from service.core.calls import Call
 from service.core.decision import decide
 from service.core.family import GraphRole, ModelFamily
+from service.core.fusing import fuse
+from service.core.gathering import gathered
 from service.core.masks import encode
-from service.core.ports import GuidanceHandle, Outputs, Tensors
+from service.core.ports import Outputs, Tensors
 from service.core.postchain import PostChain
+from service.core.task_guidance import TaskGuidance
 from service.core.timing import Stage, StageClock
 from service.core.types import DecidedMask, EncodedMask, OutputOptions, Size
-from service.core.visits import GraphVisits, Prepare
+from service.core.visits import Finish, GraphVisits, Prepare
+
+Result = TypeVar("Result")
+
+#: Shots of a cross-guided task that decode a query at a time; an engine may batch them.
+_AT_ONCE: Final = 4
 
 
 class MaskDecider:
@@ -65,7 +79,7 @@ class MaskDecider:
         ways: int,
         call: Call,
         *,
-        handle: GuidanceHandle,
+        guidance: TaskGuidance,
         original: Size,
         output: Size,
         options: OutputOptions,
@@ -74,11 +88,11 @@ class MaskDecider:
 
         Args:
             family: By which networks.
-            role: DECODE, or QUERY_DECODER when feature maps are not kept.
+            role: DECODE, or QUERY_DECODER when feature maps are not kept and shots are merged.
             inputs: Feature maps or image, or what makes them.
             ways: Classes of the task.
             call: Gets the stages; its deadline is handed down.
-            handle: Of the task's guidance.
+            guidance: Of the task.
             original: Size of the image.
             output: Size of the mask.
             options: The format, and whether to return probabilities.
@@ -90,6 +104,8 @@ class MaskDecider:
             with clock.measure(Stage.ENCODE):
                 return mask, encode(mask, ways, options.format)
 
+        if guidance.weights is not None:
+            return await self._fused(family, inputs, guidance, guidance.weights, finish, call)
         return await self._visits.run(
             family,
             role,
@@ -97,9 +113,47 @@ class MaskDecider:
             call,
             inputs,
             finish,
-            guidance=handle,
+            guidance=guidance.handles[0],
             deadline=call.deadline,
         )
+
+    async def _fused(
+        self,
+        family: ModelFamily,
+        inputs: Tensors | Prepare,
+        guidance: TaskGuidance,
+        weights: NDArray[np.float32],
+        finish: Finish[Result],
+        call: Call,
+    ) -> Result:
+        """Decodes under each shot of a cross-guided task, and finishes what they say together."""
+        # Stages of runs at the same time would add up to more than the time that passed.
+        inner = Call(deadline=call.deadline)
+        with call.clock.measure(Stage.DECODE):
+            answers = await gathered(
+                [
+                    partial(
+                        self._visits.outputs,
+                        family,
+                        GraphRole.DECODE,
+                        Stage.DECODE,
+                        inner,
+                        inputs,
+                        guidance=handle,
+                        deadline=call.deadline,
+                    )
+                    for handle in guidance.handles
+                ],
+                _AT_ONCE,
+            )
+
+        def fused(outputs: Outputs, clock: StageClock) -> Result:
+            # One query, one row of the batch.
+            logits = [answer["logits"][0] for answer in answers]
+            together = fuse(logits, weights, family, weights.shape[1])
+            return finish({"logits": together[None]}, clock)
+
+        return await self._visits.finish({}, fused, call)
 
     def _decide(
         self,

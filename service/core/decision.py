@@ -66,7 +66,7 @@ def decide(
             decision that takes one.
         StoppedError: Nobody waits for the answer any more.
     """
-    margins = _margins(logits, family, ways, shots)
+    margins = grid_margins(logits, family, ways, shots)
     height, width = axes[0].length, axes[1].length
     labels = np.empty((height, width), dtype=np.uint8)
     tally = _Tally.of(ways, width)
@@ -176,8 +176,13 @@ def _votes(family: ModelFamily) -> bool:
     return family.decision is Decision.VOTE
 
 
-def _margins(logits: _Floats, family: ModelFamily, ways: int, shots: int | None) -> _Floats:
-    """Foreground minus background on the network's grid: float32 [ways, S, h, w]."""
+def grid_margins(
+    logits: _Floats, family: ModelFamily, ways: int, shots: int | None = None
+) -> _Floats:
+    """Foreground minus background on the network's grid: float32 [ways, S, h, w].
+
+    Args and errors are those of ``decide``.
+    """
     background = family.background_planes
     if logits.ndim != 4 or logits.shape[0] < background + ways:
         raise RepositoryError(

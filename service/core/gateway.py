@@ -12,11 +12,13 @@ from service.core.admission import Admission
 from service.core.caches import ByteBudgetCache
 from service.core.catalog import Catalog
 from service.core.committing import TaskCommitter
+from service.core.cross_guiding import CrossGuide
 from service.core.deciding import MaskDecider
 from service.core.directory import TaskDirectory
 from service.core.features import FeatureKey, FeatureMaps, ImageFeatures
 from service.core.guidance import GuidanceBuilder, GuidanceCache
 from service.core.intake import SupportIntake
+from service.core.judging import SupportJudge
 from service.core.leave_one_out import LeaveOneOut
 from service.core.limits import Limits
 from service.core.ports import Engine, Store, Telemetry
@@ -95,12 +97,16 @@ class Gateway:
         directory = TaskDirectory(self._store, self._settings.tenants, self._now)
         requests = RequestMemory(self._store, self._settings.request_memory, self._now)
         features = ImageFeatures(self._visits, self._feature_cache, self._settings.feature_reuse)
+        judge = SupportJudge(
+            features=features, decider=self._decider, store=self._store, workers=self._workers
+        )
         self._builder = GuidanceBuilder(
             engine=self._engine,
             visits=self._visits,
             features=features,
             store=self._store,
             workers=self._workers,
+            cross_guide=CrossGuide(judge, self._guidance_cache),
             cache=self._guidance_cache,
             rebuilds=self._settings.rebuilds,
         )
@@ -112,13 +118,7 @@ class Gateway:
             committer=TaskCommitter(
                 directory=directory,
                 builder=self._builder,
-                judge=LeaveOneOut(
-                    builder=self._builder,
-                    features=features,
-                    decider=self._decider,
-                    store=self._store,
-                    workers=self._workers,
-                ),
+                judge=LeaveOneOut(builder=self._builder, judge=judge),
                 requests=requests,
                 leave_one_out_limit=self._settings.leave_one_out_limit,
             ),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,20 +13,35 @@ from numpy.typing import NDArray
 
 from service.core.caches import ByteBudgetCache
 from service.core.calls import Call
+from service.core.cross_guiding import CrossGuide, PairAgreement
 from service.core.errors import FewSegError
 from service.core.family import GraphRole, ModelFamily
 from service.core.features import ImageFeatures
+from service.core.fusing import check_fusion, shot_weights
 from service.core.graph_merging import GraphMerger, PairGuidance, PairKey
-from service.core.merging import bucket, cut_shot, merge_shots, pad_guidance, pad_ways
+from service.core.merging import (
+    bucket,
+    cut_shot,
+    merge_shots,
+    pad_guidance,
+    pad_ways,
+)
 from service.core.planes import shot_planes
 from service.core.ports import Engine, GuidanceHandle, Store, Tensors
 from service.core.resize import extent_input
-from service.core.shots import ShotGuidance, ShotKey, ShotSet
+from service.core.shots import (
+    DistilledSet,
+    ShotGuidance,
+    ShotKey,
+    ShotSet,
+    any_background,
+    infers_background,
+)
+from service.core.task_guidance import TaskGuidance, TaskKey
 from service.core.timing import Stage, StageClock
 from service.core.types import (
-    BACKGROUND,
-    Annotation,
     BackgroundEvidence,
+    ShotFusion,
     SourceImage,
     Support,
     TaskHeader,
@@ -36,45 +50,11 @@ from service.core.types import (
 from service.core.visits import GraphVisits
 from service.core.workers import CodecWorkers
 
-
-@dataclass(frozen=True, slots=True)
-class TaskKey:
-    """One revision of one task under one family."""
-
-    family: str
-    uid: str
-    revision: int
-
-
-class TaskGuidance:
-    """The merged guidance of a task, held by the engine.
-
-    The engine lets it go when nobody refers to this object any more: neither
-    the cache, nor a query, nor a stream.
-
-    Attributes:
-        handle: The engine's.
-        background: Where the background evidence comes from.
-        nbytes: Bytes that the engine holds.
-    """
-
-    def __init__(
-        self,
-        handle: GuidanceHandle,
-        background: BackgroundEvidence,
-        release: Callable[[GuidanceHandle], None],
-    ) -> None:
-        self.handle = handle
-        self.background = background
-        self.nbytes = handle.nbytes
-        weakref.finalize(self, release, handle).atexit = False
-
-
 #: Guidance that merges in less time than a visit to a worker thread takes.
 _MERGED_AT_ONCE = 64 * 1024
 
 GuidanceCache = ByteBudgetCache[
-    ShotKey | PairKey | TaskKey, ShotGuidance | PairGuidance | TaskGuidance
+    ShotKey | PairKey | TaskKey, ShotGuidance | PairGuidance | PairAgreement | TaskGuidance
 ]
 
 
@@ -87,6 +67,7 @@ class GuidanceBuilder:
         features: Of support images.
         store: Where support images are read when features are gone.
         workers: Merge.
+        cross_guide: Judges the pairs of shots of cross-guided tasks.
         cache: Of shots, of pairs of them, and of tasks.
         rebuilds: Rebuilds of whole tasks that run at once.
     """
@@ -99,6 +80,7 @@ class GuidanceBuilder:
         features: ImageFeatures,
         store: Store,
         workers: CodecWorkers,
+        cross_guide: CrossGuide,
         cache: GuidanceCache,
         rebuilds: int,
     ) -> None:
@@ -107,6 +89,7 @@ class GuidanceBuilder:
         self._features = features
         self._store = store
         self._workers = workers
+        self._cross_guide = cross_guide
         self._cache = cache
         self._graph_merger = GraphMerger(
             visits=visits, features=features, store=store, workers=workers, cache=cache
@@ -190,7 +173,7 @@ class GuidanceBuilder:
         Raises:
             OutOfLimitsError: The model takes fewer shots (TOO_MANY_SHOTS).
         """
-        if family.most_shots is not None:
+        if family.most_shots is not None and header.fusion is ShotFusion.MERGED:
             bucket(len(supports), family.shot_buckets, "shots")
         at_hand = images or {}
 
@@ -213,7 +196,7 @@ class GuidanceBuilder:
 
         inferred = infers_background(family, supports)
         shots = await build(inferred)
-        if family.needs_background and not inferred and not _any_background(shots):
+        if family.needs_background and not inferred and not any_background(shots):
             # Annotations that could have labelled background left no pixel of it.
             inferred = True
             shots = await build(inferred)
@@ -236,29 +219,89 @@ class GuidanceBuilder:
             merged |= await self._graph_merger.merge(family, header, shot_set, call)
         return merged
 
-    async def keep(
+    async def subset(
         self,
         family: ModelFamily,
         header: TaskHeader,
-        merged: Mapping[str, NDArray[Any]],
-        background: BackgroundEvidence,
+        shot_set: ShotSet,
+        kept: Collection[int],
+        call: Call,
+    ) -> ShotSet:
+        """Some shots of a set; they infer background if only others label what they need."""
+        some = shot_set.only(kept)
+        if (
+            not family.needs_background
+            or shot_set.background is BackgroundEvidence.INFERRED
+            or any_background(some.shots)
+        ):
+            return some
+        shots = [
+            await self.shot(
+                family,
+                header,
+                support,
+                call,
+                inferred=True,
+                image=some.images.get(support.image_digest),
+            )
+            for support in some.supports
+        ]
+        return replace(some, shots=tuple(shots))
+
+    async def distil(
+        self, family: ModelFamily, header: TaskHeader, shot_set: ShotSet, call: Call
+    ) -> DistilledSet:
+        """All that queries need to know of a support set.
+
+        Args:
+            family: By which networks.
+            header: Of the task.
+            shot_set: Its shots.
+            call: Gets the stages; the judging of a cross-guided task's pairs is MERGE.
+
+        Raises:
+            FailedPreconditionError: The family's shots cannot be fused so (FUSION_NOT_SUPPORTED).
+            UnavailableError: Engine or store do not answer.
+        """
+        check_fusion(family, header.fusion)
+        if header.fusion is ShotFusion.MERGED:
+            merged = await self.merge(family, header, shot_set, call)
+            return DistilledSet((merged,), shot_set.background)
+        inner = Call(deadline=call.deadline)
+        with call.clock.measure(Stage.MERGE):
+            alone = [
+                await self.subset(family, header, shot_set, (index,), inner)
+                for index in range(len(shot_set.shots))
+            ]
+            guidance = [await self.merge(family, header, shot, inner) for shot in alone]
+            agreements = await self._cross_guide.agreements(
+                family, header, shot_set, [shot.shots[0] for shot in alone], guidance, inner
+            )
+        weights = shot_weights(agreements, [shot.ways for shot in shot_set.shots])
+        return DistilledSet(tuple(guidance), shot_set.background, agreements, weights)
+
+    async def keep(
+        self, family: ModelFamily, header: TaskHeader, distilled: DistilledSet
     ) -> TaskGuidance:
-        """Hands merged guidance to the engine, and keeps it as that of this revision."""
-        guidance = await self._put(family, header, merged, background)
+        """Hands guidance to the engine, and keeps it as that of this revision."""
+        guidance = await self._put(family, header, distilled)
         self._cache.put(TaskKey(family.name, header.uid, header.revision), guidance)
         return guidance
 
     async def _put(
-        self,
-        family: ModelFamily,
-        header: TaskHeader,
-        merged: Mapping[str, NDArray[Any]],
-        background: BackgroundEvidence,
+        self, family: ModelFamily, header: TaskHeader, distilled: DistilledSet
     ) -> TaskGuidance:
-        padded = pad_guidance(family, merged, len(header.classes))
-        handle = await self._engine.put_guidance(family.name, padded)
+        handles: list[GuidanceHandle] = []
+        try:
+            for part in distilled.guidance:
+                padded = pad_guidance(family, part, len(header.classes))
+                handles.append(await self._engine.put_guidance(family.name, padded))
+        except BaseException:
+            for handle in handles:
+                self._drop_soon(handle)
+            raise
         release = partial(self._drop, asyncio.get_running_loop())
-        return TaskGuidance(handle, background, release)
+        return TaskGuidance(handles, distilled.weights, distilled.background, release)
 
     async def task(
         self,
@@ -284,8 +327,8 @@ class GuidanceBuilder:
                 record = await load()
                 detached = call.detached()
                 shot_set = await self.shots(family, record.header, record.supports, detached)
-                merged = await self.merge(family, record.header, shot_set, detached)
-                return await self._put(family, record.header, merged, shot_set.background)
+                distilled = await self.distil(family, record.header, shot_set, detached)
+                return await self._put(family, record.header, distilled)
 
         guidance, reused = await self._cache.get(key, build, detached=True)
         if not isinstance(guidance, TaskGuidance):
@@ -345,18 +388,3 @@ class _Marking:
         self.ways, self.has_background = marked.ways, marked.has_background
         extent = extent_input(self.family, GraphRole.GUIDE, self.support.image_size)
         return {**self.features, "planes": padded, **extent}
-
-
-def infers_background(family: ModelFamily, supports: Sequence[Support]) -> bool:
-    """Whether no annotation of a set can label background that the method needs."""
-    return family.needs_background and not any(
-        _may_label_background(support.annotation) for support in supports
-    )
-
-
-def _may_label_background(annotation: Annotation) -> bool:
-    return annotation.exhaustive or any(mark.class_name == BACKGROUND for mark in annotation.marks)
-
-
-def _any_background(shots: Sequence[ShotGuidance]) -> bool:
-    return any(shot.has_background for shot in shots)

@@ -15,7 +15,7 @@ from service.core.errors import AlreadyExistsError, FewSegError, OutOfLimitsErro
 from service.core.limits import Limits
 from service.core.requests import BodyDigest
 from service.core.timing import Stage
-from service.core.types import AnnotationInput, Registration, Support, SupportInput
+from service.core.types import AnnotationInput, Registration, ShotFusion, Support, SupportInput
 from service.core.workers import CodecWorkers
 
 Result = TypeVar("Result")
@@ -117,9 +117,19 @@ class SupportIntake:
                 field="annotation",
             )
 
-    def check_count(self, supports: int) -> None:
+    def check_count(self, supports: int, fusion: ShotFusion) -> None:
         """Raises OutOfLimitsError (TOO_MANY_SUPPORTS) if a task may not hold so many."""
         check_count("supports", supports, self._limits.supports, field="supports")
+        limit = self._limits.cross_guided_supports
+        if fusion is ShotFusion.CROSS_GUIDED and supports > limit:
+            raise OutOfLimitsError(
+                "TOO_MANY_SUPPORTS",
+                f"This server takes at most {limit} supports of a cross-guided task, where each "
+                f"judges all and decodes every query; there are {supports}. Send fewer, or "
+                "register the task as merged.",
+                field="supports",
+                metadata={"limit": str(limit), "count": str(supports)},
+            )
 
 
 def weight_of(supports: Iterable[Support]) -> int:
@@ -164,6 +174,9 @@ def registration_digest(registration: Registration) -> str:
         registration.classes,
         str(registration.expiration),
     )
+    if registration.fusion is not ShotFusion.MERGED:
+        # Only then: what an earlier release remembers has no such value.
+        body.add(str(registration.fusion))
     for given in registration.supports:
         count_in(body, given)
     return body.hexdigest()

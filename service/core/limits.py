@@ -14,6 +14,7 @@ class Limits:
         image_pixels: Pixels of one image, read from its header before decoding.
         image_side: Rows, and columns, of one image or mask.
         supports: Supports of one task.
+        cross_guided_supports: Supports of one cross-guided task: their pairs are all judged.
         classes: Classes of one task.
         marks: Marks of one annotation.
         vertices: Vertices and points of one annotation.
@@ -31,6 +32,7 @@ class Limits:
     image_pixels: int = 50_000_000
     image_side: int = 30_000
     supports: int = 5_000
+    cross_guided_supports: int = 16
     classes: int = 64
     marks: int = 1_000
     vertices: int = 20_000

@@ -19,11 +19,12 @@ from service.core.errors import (
 )
 from service.core.family import GraphRole, ModelFamily
 from service.core.features import ImageFeatures, ImageLoader, NetworkImage
-from service.core.guidance import GuidanceBuilder, TaskGuidance
+from service.core.guidance import GuidanceBuilder
 from service.core.limits import Limits
 from service.core.output_limits import check_given_size, check_output
 from service.core.ports import Store, Telemetry, Tensors
 from service.core.refusals import support_not_found
+from service.core.task_guidance import TaskGuidance
 from service.core.timing import Stage
 from service.core.types import (
     ClassResult,
@@ -32,6 +33,7 @@ from service.core.types import (
     OutputOptions,
     Query,
     Segmentation,
+    ShotFusion,
     Size,
     SourceImage,
     TaskHeader,
@@ -163,7 +165,7 @@ class Segmenter:
     async def _pinned(
         self, family: ModelFamily, pin: _Pin, call: Call, again: bool
     ) -> tuple[TaskGuidance, bool]:
-        if not again and pin.guidance.handle.family == family.name:
+        if not again and pin.guidance.family == family.name:
             return pin.guidance, True
         try:
             pin.guidance, reused = await self._task_guidance(
@@ -238,7 +240,7 @@ class Segmenter:
         output = self._output_size(family, image.size, options)
         check_output(output, len(header.classes), options.probabilities, family, self._limits)
         try:
-            role, inputs, reused = await self._query_inputs(family, image, call)
+            role, inputs, reused = await self._query_inputs(family, header, image, call)
         except InvalidArgumentError as error:
             raise error.within("image") from None
         guidance, guidance_reused = await guide(False)
@@ -251,7 +253,7 @@ class Segmenter:
                     inputs,
                     len(header.classes),
                     call,
-                    handle=guidance.handle,
+                    guidance=guidance,
                     original=image.size,
                     output=output,
                     options=options,
@@ -279,9 +281,11 @@ class Segmenter:
         )
 
     async def _query_inputs(
-        self, family: ModelFamily, image: _QueryImage, call: Call
+        self, family: ModelFamily, header: TaskHeader, image: _QueryImage, call: Call
     ) -> tuple[GraphRole, Tensors | Prepare, bool]:
-        if not self._features.worth_keeping(family, image.digest):
+        # The shots of a cross-guided task share the maps: they are made once, whatever the policy.
+        shared = header.fusion is ShotFusion.CROSS_GUIDED
+        if not shared and not self._features.worth_keeping(family, image.digest):
             role = GraphRole.QUERY_DECODER
             return role, NetworkImage(await image.load(), family, role), False
         inputs, reused = await self._features.of_query(

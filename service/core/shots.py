@@ -1,14 +1,22 @@
-"""One annotated image of a support set: what it depends on, its planes and its guidance."""
+"""Annotated images of a support set, what their guidance depends on, and what comes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from service.core.types import BackgroundEvidence, SourceImage, Support
+from service.core.family import ModelFamily
+from service.core.types import (
+    BACKGROUND,
+    Annotation,
+    BackgroundEvidence,
+    SourceImage,
+    Support,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +67,49 @@ class ShotSet:
     missing: tuple[str, ...]
     images: Mapping[str, SourceImage] = field(default_factory=dict)
 
-    def without(self, left_out: int) -> ShotSet:
-        """All shots but one; what is missing and the background stay those of the whole set."""
-        kept = [index for index in range(len(self.shots)) if index != left_out]
+    def only(self, kept: Collection[int]) -> ShotSet:
+        """Some shots; what is missing and the background stay those of the whole set."""
         return replace(
             self,
             supports=tuple(self.supports[index] for index in kept),
             shots=tuple(self.shots[index] for index in kept),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DistilledSet:
+    """What a support set was distilled into, before the engine holds it.
+
+    Attributes:
+        guidance: Without batch dimension: one of all shots merged, or one of each shot of a
+            cross-guided task.
+        background: Where the background evidence comes from.
+        agreements: Of a cross-guided task, see ``fusing.shot_weights``; else None.
+        weights: Likewise.
+    """
+
+    guidance: tuple[Mapping[str, NDArray[Any]], ...]
+    background: BackgroundEvidence
+    agreements: NDArray[np.float64] | None = None
+    weights: NDArray[np.float32] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of the guidance."""
+        return sum(tensor.nbytes for part in self.guidance for tensor in part.values())
+
+
+def infers_background(family: ModelFamily, supports: Sequence[Support]) -> bool:
+    """Whether no annotation of a set can label background that the method needs."""
+    return family.needs_background and not any(
+        _may_label_background(support.annotation) for support in supports
+    )
+
+
+def _may_label_background(annotation: Annotation) -> bool:
+    return annotation.exhaustive or any(mark.class_name == BACKGROUND for mark in annotation.marks)
+
+
+def any_background(shots: Sequence[ShotGuidance]) -> bool:
+    """Whether an annotation of any shot labels background."""
+    return any(shot.has_background for shot in shots)

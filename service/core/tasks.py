@@ -19,12 +19,14 @@ from service.core.errors import (
     NotFoundError,
 )
 from service.core.family import ModelFamily
-from service.core.guidance import GuidanceBuilder, infers_background
+from service.core.fusing import check_fusion
+from service.core.guidance import GuidanceBuilder
 from service.core.intake import SupportIntake, weight_of, with_ids
 from service.core.ports import RememberedRequest, Store, TaskChange, Telemetry
 from service.core.put_images import Put, PutImages
 from service.core.refusals import support_not_found, task_exists, task_not_found
 from service.core.requests import BodyDigest, KeyedLocks, RequestId, RequestMemory
+from service.core.shots import infers_background
 from service.core.timing import Stage
 from service.core.types import (
     AnnotationInput,
@@ -122,7 +124,7 @@ class Tasks:
             if remembered is not None:
                 return self._requests.replay(remembered, body)
             self._directory.check_tenant(registration.tenant)
-            self._intake.check_count(len(registration.supports))
+            self._intake.check_count(len(registration.supports), registration.fusion)
             try:
                 with self._catalog.lease(registration.model) as family:
                     return await self._register(registration, family, request, body, call)
@@ -139,6 +141,7 @@ class Tasks:
         body: str,
         call: Call,
     ) -> TaskReport:
+        check_fusion(family, registration.fusion)
         header = self._new_header(registration, family)
         if not await self._directory.is_free(header.name, call):
             raise task_exists(header.name)
@@ -212,6 +215,7 @@ class Tasks:
             create_time=now,
             update_time=now,
             expire_time=now + expiration if isinstance(expiration, timedelta) else expiration,
+            fusion=registration.fusion,
         )
 
     async def get(self, name: TaskName, call: Call) -> TaskReport:
@@ -283,7 +287,7 @@ class Tasks:
         call: Call,
     ) -> TaskReport:
         async def edit(current: TaskRecord) -> _Edit:
-            self._intake.check_count(len(current.supports) + len(added))
+            self._intake.check_count(len(current.supports) + len(added), current.header.fusion)
             taken = [support.support_id for support in current.supports]
             new = with_ids(added, taken=taken)
             judged = [support.support_id for support in new]
@@ -305,7 +309,7 @@ class Tasks:
         nbytes = weight_of(record.supports)
         async for given in supports:
             await self._intake.count_in(body, given)
-            self._intake.check_count(len(record.supports) + len(added) + 1)
+            self._intake.check_count(len(record.supports) + len(added) + 1, header.fusion)
             try:
                 async with self._admission.slot(call, patient=True):
                     support = await self._intake.take(given, header.classes, call)

@@ -186,6 +186,15 @@ class BackgroundEvidence(StrEnum):
     INFERRED = "inferred"
 
 
+class ShotFusion(StrEnum):
+    """How the shots of a task become one answer."""
+
+    #: By the rules of the model's family; a query decodes once.
+    MERGED = "merged"
+    #: Each shot decodes alone, weighed by how well it finds all of them; see ``fusing``.
+    CROSS_GUIDED = "cross_guided"
+
+
 @dataclass(frozen=True, slots=True)
 class TaskHeader:
     """Everything about a task but its supports.
@@ -201,6 +210,7 @@ class TaskHeader:
         create_time, update_time: UTC.
         expire_time: UTC, or None for never.
         background: Where the background evidence of this revision came from.
+        fusion: How the shots become one answer.
     """
 
     name: TaskName
@@ -214,6 +224,7 @@ class TaskHeader:
     update_time: datetime
     expire_time: datetime | None = None
     background: BackgroundEvidence = BackgroundEvidence.GIVEN
+    fusion: ShotFusion = ShotFusion.MERGED
 
     @property
     def etag(self) -> str:
@@ -250,6 +261,7 @@ class Registration:
         supports: The first supports; together they show every class.
         expiration: A moment (UTC), a time from now, or None for never.
         request_id: UUID, or empty.
+        fusion: How the shots become one answer.
     """
 
     tenant: str
@@ -260,6 +272,7 @@ class Registration:
     supports: tuple[SupportInput, ...]
     expiration: datetime | timedelta | None = None
     request_id: str = ""
+    fusion: ShotFusion = ShotFusion.MERGED
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,10 +64,7 @@ class GraphVisits:
             outputs = await self.outputs(
                 family, role, stage, call, inputs, guidance=guidance, deadline=deadline
             )
-            inner = StageClock()
-            result = await self._workers.run(finish, outputs, inner)
-            call.clock.merge(inner)
-            return result
+            return await self.finish(outputs, finish, call)
         # The thread's own: clocks are not shared between threads.
         inner = StageClock()
         started = time.perf_counter()
@@ -81,6 +78,13 @@ class GraphVisits:
         )
         around = sum(inner.seconds.values())
         call.clock.add(stage, time.perf_counter() - started - around)
+        call.clock.merge(inner)
+        return result
+
+    async def finish(self, outputs: Outputs, finish: Finish[Result], call: Call) -> Result:
+        """What comes after a run, by itself: for outputs that several runs made."""
+        inner = StageClock()
+        result = await self._workers.run(finish, outputs, inner)
         call.clock.merge(inner)
         return result
 
