@@ -144,9 +144,9 @@ class Settings(BaseModel):
     engine: Literal["embedded", "triton"] = "embedded"
     """What runs the graphs: this process, or Triton Inference Servers."""
     engine_threads: NonNegativeInt = 0
-    """Threads of one graph run; 0: the engine chooses."""
-    engine_workers: PositiveInt = 2
-    """Graph runs at once; two keep a short one from waiting behind a long one."""
+    """Threads of one graph run; 0: one per core, a single one while requests fill the cores."""
+    engine_workers: NonNegativeInt = 0
+    """Threads that run graphs and decode and encode around them; 0: one per core, at least two."""
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     """Execution providers of ONNX Runtime, best first."""
     triton_address: tuple[str, ...] = ("127.0.0.1:8001",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -68,6 +69,9 @@ async def serve(settings: Settings) -> None:
     _handle_signals(server, ended, refreshes)
     if not await _started(server, ended):
         return
+    # Modules and models stay for good: the collector need not look at them over and over.
+    gc.collect()
+    gc.freeze()
     _log.info("serving", port=server.port, metrics_port=server.metrics_port)
     await ended.wait()
     _log.info("stopping")

@@ -11,7 +11,7 @@ import numpy as np
 
 from loadtests import scenarios
 from loadtests.bench.rows import Row, spread
-from loadtests.bench.stand import REPOSITORY, Stand, family_name
+from loadtests.bench.stand import REPOSITORY, Stand, family_name, supports_of
 from loadtests.echo import ANSWER_BYTES, METHOD, running_echo
 from loadtests.floor import Clock, StraightLine
 from loadtests.generator import saturate
@@ -88,7 +88,7 @@ def _elapsed(records: Records) -> float:
 def _line_cpu() -> float:
     """CPU seconds of one straight-line request, engine included, on one thread."""
     line = StraightLine(REPOSITORY, family_name(), threads=1)
-    prototypes = np.zeros((1, 2, 96), np.float32)
+    prototypes = line.prototypes(supports_of(1, _SEED))
     images = photographs(40, seed=600)
     for image in images[:8]:
         line.segment(image.jpeg, prototypes, image.height, image.width, Clock())

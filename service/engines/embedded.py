@@ -31,7 +31,7 @@ from service.engines.feeds import (
     taken,
 )
 from service.engines.loading import LoadedFamily, Runnable, load_family, read_repository
-from service.engines.sessions import Run, StoppedError, check_providers
+from service.engines.sessions import Run, StoppedError, check_providers, core_count
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -56,9 +56,10 @@ class EmbeddedEngine:
 
     Args:
         repository: Folder of the model repository.
-        threads: Threads that work on one graph; 0 for one per core.
-        workers: Graphs that run at once. Two keep a short decode from waiting behind a long
-            features; more gain nothing on cores that one graph fills already.
+        threads: Threads that work on one graph; 0 for one per core, and for a single one while as
+            many visits as there are cores are under way (graphs up to 32 MiB, on processors).
+        workers: Visits, of a graph and the work around it, at once; 0 for one per core, but two at
+            least, which keep a short decode from waiting behind a long features.
         providers: ONNX Runtime's execution providers, best first.
         telemetry: Hears of every graph that ran.
 
@@ -72,11 +73,11 @@ class EmbeddedEngine:
         *,
         telemetry: Telemetry,
         threads: int = 0,
-        workers: int = 2,
+        workers: int = 0,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
-        if threads < 0 or workers < 1:
-            raise ValueError("threads must be at least 0 and workers at least 1")
+        if threads < 0 or workers < 0:
+            raise ValueError("threads and workers must be at least 0")
         check_providers(providers)
         self._repository = repository
         self._threads = threads
@@ -87,7 +88,9 @@ class EmbeddedEngine:
         self._handle_numbers = itertools.count(1)
         self._loading = asyncio.Lock()
         self._closed = False
-        self._threads_of_graphs = WorkerThreads(workers, "fewseg-graph")
+        self._cores = core_count()
+        self._visits = 0
+        self._threads_of_graphs = WorkerThreads(workers or max(2, self._cores), "fewseg-graph")
 
     @property
     def name(self) -> str:
@@ -187,18 +190,23 @@ class EmbeddedEngine:
         model = self._model(family, role)
         kept = None if guidance is None else self._guidance_of(family, guidance)
         remaining = remaining_seconds(deadline)
-        run = Run()
+        run = Run(self._crowded)
         features = self._model(family, GraphRole.FEATURES).outputs
         visit = _Visit(model, features, prepare, finish, kept, run, deadline)
+        self._visits += 1
         try:
             async with asyncio.timeout(remaining):
                 return await self._threads_of_graphs.run(visit)
         except TimeoutError:
             raise deadline_exceeded() from None
         finally:
+            self._visits -= 1
             run.stop()
             for ran in run.ran:
                 self._telemetry.graph_run(ran)
+
+    def _crowded(self) -> bool:
+        return self._visits >= self._cores
 
     async def put_guidance(self, family: str, tensors: Tensors) -> GuidanceHandle:
         """Keeps the guidance of one task in memory; read-only arrays are kept without a copy.

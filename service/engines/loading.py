@@ -189,6 +189,8 @@ def _run(graph: Graph, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
         except ValueError as error:
             _fail(graph, str(error))
     try:
+        if graph.lean is not None:
+            graph.run(feeds, Run(lambda: True))
         return graph.run(feeds, Run())
     # Each failure of the runtime has a class of its own, with no base but this.
     except Exception as error:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias
@@ -37,6 +37,8 @@ _DTYPES: Final = {
     "tensor(double)": np.dtype(np.float64),
 }
 _FATAL: Final = 4
+#: Of a graph with its weights.
+_LEAN_BYTES: Final = 32 * 1024 * 1024
 
 
 class StoppedError(Exception):
@@ -46,11 +48,16 @@ class StoppedError(Exception):
 class Run:
     """One run of a graph or of an ensemble's graphs, which any thread may stop.
 
+    Args:
+        crowded: Tells whether as many runs as there are cores are under way.
+
     Attributes:
+        crowded: As given.
         ran: Roles of the graphs that ran to their end, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, crowded: Callable[[], bool] = lambda: False) -> None:
+        self.crowded = crowded
         self.ran: list[GraphRole] = []
         self._stopped = False
         self._options: Any = None
@@ -96,6 +103,8 @@ class Graph:
         inputs, outputs: As its config declares them.
         max_batch: Largest batch.
         session: ONNX Runtime's session.
+        lean: Another one with a single thread, for runs beside as many others as there are cores:
+            handing parts of each node to threads that are busy costs more than it gains.
     """
 
     role: GraphRole
@@ -104,17 +113,19 @@ class Graph:
     outputs: Mapping[str, TensorSpec]
     max_batch: int
     session: Any = field(repr=False)
+    lean: Any = field(default=None, repr=False)
 
     def run(self, feeds: Arrays, run: Run) -> dict[str, NDArray[Any]]:
         """Runs the graph on checked inputs and returns its declared outputs."""
-        return run.execute(self.role, self.session, list(self.outputs), feeds)
+        session = self.lean if self.lean is not None and run.crowded() else self.session
+        return run.execute(self.role, session, list(self.outputs), feeds)
 
 
 def session_options(threads: int) -> Any:
     """Options of every session.
 
     Args:
-        threads: Threads of one run; 0 for one per core.
+        threads: Threads of one run.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -127,27 +138,48 @@ def session_options(threads: int) -> Any:
     return options
 
 
+def core_count() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def open_graph(
     role: GraphRole, config: ModelConfig, path: Path, threads: int, providers: Sequence[str]
 ) -> Graph:
     """Opens a graph and compares it with its config by the rules of Triton's C++ backend.
+
+    Args:
+        role: Which one of its family.
+        config: What it is declared to be.
+        path: Its file.
+        threads: Threads of one run; 0 for one per core, and one where runs fill the cores.
+        providers: Execution providers, best first.
 
     Raises:
         RepositoryError: The file is no graph that runs here (GRAPH_INVALID), or
             differs from its config (GRAPH_MISMATCH).
     """
     where = path.relative_to(path.parents[2]).as_posix()
-    try:
+
+    def opened(threads: int) -> Any:
         session = onnxruntime.InferenceSession(
             str(path), session_options(threads), providers=list(providers)
         )
+        session.disable_fallback()
+        return session
+
+    try:
+        # A number of its own choice would come with threads that are tied to cores.
+        session = opened(threads or core_count())
+        lean = opened(1) if threads == 0 and _deserves_lean(path, providers) else None
     # Each failure has a class of its own, with no base but this.
     except Exception as error:
         cause = " ".join(str(error).replace(str(path), where).split()).rstrip(".")
         raise RepositoryError(
             "GRAPH_INVALID", f"{where}: ONNX Runtime cannot load it: {cause}."
         ) from error
-    session.disable_fallback()
     inputs = tensor_specs(config, config.input)
     outputs = tensor_specs(config, config.output)
     graph_inputs = {node.name: node for node in session.get_inputs()}
@@ -161,7 +193,16 @@ def open_graph(
         _check_tensor(where, spec, graph_inputs[name], exact=False)
     for name, spec in outputs.items():
         _check_tensor(where, spec, graph_outputs[name], exact=True)
-    return Graph(role, config.name, inputs, outputs, config.max_batch_size, session)
+    return Graph(role, config.name, inputs, outputs, config.max_batch_size, session, lean)
+
+
+def _deserves_lean(path: Path, providers: Sequence[str]) -> bool:
+    """Whether a graph runs on several cores, and is small enough to be in memory twice."""
+    return (
+        core_count() > 1
+        and list(providers) == ["CPUExecutionProvider"]
+        and sum(part.stat().st_size for part in path.parent.iterdir()) <= _LEAN_BYTES
+    )
 
 
 def _check_tensor(where: str, spec: TensorSpec, node: Any, *, exact: bool) -> None:

@@ -25,8 +25,8 @@ _MAX_TASKS: Final = Limits().tasks
 _SWEEP_STEP: Final = 64
 #: Seconds to wait for another program, such as a backup, that reads the file.
 _BUSY_SECONDS: Final = 5.0
-#: KiB of pages that a connection keeps in memory.
-_CACHE_KIB: Final = 8 * 1024
+#: KiB of pages that a connection keeps in memory. The system caches the file beside it.
+_CACHE_KIB: Final = 2 * 1024
 #: Bytes that the write-ahead log shrinks to when it is reset.
 _LOG_BYTES: Final = 64 * 1024 * 1024
 
@@ -36,7 +36,7 @@ class SqliteStore:
 
     One thread writes, one transaction per change, on the disk before the call
     returns; another reads, so that reads do not wait for the disk. Supports and
-    images stay on the disk but for the connections' page caches (8 MiB each).
+    images stay on the disk but for the connections' page caches (2 MiB each).
     Room that deleted tasks leave is used again; the file does not shrink. On a full
     disk even a deletion lacks the room for its log; a store that reached
     ``max_bytes`` can still delete.

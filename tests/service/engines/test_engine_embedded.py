@@ -10,7 +10,9 @@ import pytest
 from service.core.errors import DeadlineExceededError, UnavailableError
 from service.core.family import GraphRole
 from service.core.ports import GuidanceHandle, SilentTelemetry
+from service.engines import embedded, sessions
 from service.engines.embedded import EmbeddedEngine
+from service.engines.sessions import Run
 from tests.helpers.tiny_repository import write_tiny_repository
 
 
@@ -192,6 +194,34 @@ async def test_many_runs_at_once_do_not_mix(tmp_path, telemetry):
         alone = await engine.run(family, GraphRole.FEATURES, {"image": image})
         assert outputs["features"].tobytes() == alone["features"].tobytes()
     assert len(telemetry.runs) == 48
+    await engine.close()
+
+
+async def test_runs_that_fill_the_cores_take_a_thread_each(tmp_path, telemetry, monkeypatch):
+    monkeypatch.setattr(sessions, "core_count", lambda: 3)
+    used = []
+    execute = Run.execute
+
+    def noted(self, role, session, outputs, feeds):
+        used.append(session.get_session_options().intra_op_num_threads)
+        return execute(self, role, session, outputs, feeds)
+
+    monkeypatch.setattr(Run, "execute", noted)
+    monkeypatch.setattr(embedded, "core_count", lambda: 3)
+    engine = EmbeddedEngine(tmp_path, telemetry=telemetry)
+    family = write_tiny_repository(tmp_path)
+    await engine.load(family)
+    used.clear()
+    image = {"image": photograph()}
+    alone = await engine.run(family, GraphRole.FEATURES, image)
+    assert used == [3]
+    at_once = await asyncio.gather(
+        *(engine.run(family, GraphRole.FEATURES, image) for _ in range(9))
+    )
+    # Nine were under way when the first began; the last two find the cores half empty.
+    assert used[1:8] == [1] * 7
+    for outputs in at_once:
+        assert np.array_equal(outputs["features"], alone["features"])
     await engine.close()
 
 
