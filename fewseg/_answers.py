@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from fewseg.annotations import CocoRunLengths
 from fewseg.errors import FewSegError, InternalError, error_of_status
 from fewseg.results import (
     ClassResult,
+    Fusion,
     ModelInfo,
     ModelRefresh,
     Reuse,
@@ -27,6 +28,9 @@ from fewseg.v1 import model_service_pb2 as model_pb2
 from fewseg.v1 import segmentation_service_pb2 as segmentation_pb2
 from fewseg.v1 import task_service_pb2 as task_pb2
 from fewseg.v1 import types_pb2
+
+#: A server of an earlier release says nothing, and merges.
+_FUSIONS: Final[dict[int, Fusion]] = {task_pb2.SHOT_FUSION_CROSS_GUIDED: "cross_guided"}
 
 
 def task_of(message: task_pb2.Task, timings: types_pb2.Timings | None = None) -> Task:
@@ -46,6 +50,7 @@ def task_of(message: task_pb2.Task, timings: types_pb2.Timings | None = None) ->
         background_inferred=_inferred(message.background_evidence),
         family=message.family,
         guidance_bytes=message.guidance_bytes,
+        fusion=_FUSIONS.get(message.shot_fusion, "merged"),
         timings={} if timings is None else _timings(timings),
     )
 

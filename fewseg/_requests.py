@@ -13,7 +13,7 @@ from fewseg._marks import annotation_message
 from fewseg.annotations import AnnotationLike, Support
 from fewseg.errors import FewSegError
 from fewseg.images import MESSAGE_HEADROOM, ImageLike, to_message
-from fewseg.results import SegmentResult, Task
+from fewseg.results import Fusion, SegmentResult, Task
 from fewseg.v1 import segmentation_service_pb2 as segmentation_pb2
 from fewseg.v1 import task_service_pb2 as task_pb2
 from fewseg.v1 import types_pb2
@@ -33,6 +33,10 @@ _FORMATS = {
     "png": types_pb2.MASK_FORMAT_PNG,
     "rle": types_pb2.MASK_FORMAT_COCO_RLE,
     "raw": types_pb2.MASK_FORMAT_RAW,
+}
+_FUSIONS = {
+    "merged": task_pb2.SHOT_FUSION_MERGED,
+    "cross_guided": task_pb2.SHOT_FUSION_CROSS_GUIDED,
 }
 
 
@@ -107,20 +111,25 @@ def register_request(
     display_name: str,
     ttl: Ttl | None,
     expire_time: datetime | None,
+    fusion: Fusion,
     request_id: str | None,
 ) -> task_pb2.RegisterTaskRequest:
     """Makes the request that registers a task.
 
     Raises:
         TypeError: ``classes`` is no list of strings, or ``supports`` no list.
-        ValueError: Both ``ttl`` and ``expire_time`` are given, or the supports do not fit in one
-            message.
+        ValueError: Both ``ttl`` and ``expire_time`` are given, ``fusion`` is unknown, or the
+            supports do not fit in one message.
     """
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise TypeError("The classes of a task are a list of names.")
     if isinstance(supports, Support):
         raise TypeError("The supports of a task are a list, even a single one.")
-    task = task_pb2.Task(display_name=display_name, model=model, classes=classes)
+    if fusion not in _FUSIONS:
+        raise ValueError(f"Shots are {' or '.join(_FUSIONS)}, not {fusion!r}.")
+    task = task_pb2.Task(
+        display_name=display_name, model=model, classes=classes, shot_fusion=_FUSIONS[fusion]
+    )
     _set_expiration(task, ttl, expire_time)
     request = task_pb2.RegisterTaskRequest(
         parent=scope.parent,

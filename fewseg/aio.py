@@ -31,7 +31,7 @@ from fewseg._streams import FramePump, each
 from fewseg.annotations import AnnotationLike, Support
 from fewseg.errors import FewSegError, error_of_call
 from fewseg.images import ImageLike
-from fewseg.results import ModelInfo, ModelRefresh, SegmentResult, ServerInfo, Task
+from fewseg.results import Fusion, ModelInfo, ModelRefresh, SegmentResult, ServerInfo, Task
 from fewseg.v1 import model_service_pb2 as model_pb2
 from fewseg.v1 import task_service_pb2 as task_pb2
 
@@ -130,6 +130,7 @@ class AsyncClient:
         display_name: str = "",
         ttl: Ttl | None = None,
         expire_time: datetime | None = None,
+        fusion: Fusion = "merged",
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Task:
@@ -144,6 +145,7 @@ class AsyncClient:
             display_name=display_name,
             ttl=ttl,
             expire_time=expire_time,
+            fusion=fusion,
             request_id=request_id,
         )
         await self.connect()

@@ -29,7 +29,7 @@ from fewseg._streams import FrameFeed, Outbox
 from fewseg.annotations import AnnotationLike, Support
 from fewseg.errors import FewSegError, error_of_call
 from fewseg.images import ImageLike
-from fewseg.results import ModelInfo, ModelRefresh, SegmentResult, ServerInfo, Task
+from fewseg.results import Fusion, ModelInfo, ModelRefresh, SegmentResult, ServerInfo, Task
 from fewseg.v1 import model_service_pb2 as model_pb2
 from fewseg.v1 import task_service_pb2 as task_pb2
 
@@ -112,6 +112,7 @@ class Client:
         display_name: str = "",
         ttl: Ttl | None = None,
         expire_time: datetime | None = None,
+        fusion: Fusion = "merged",
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Task:
@@ -126,6 +127,9 @@ class Client:
             display_name: Free text for people.
             ttl: Time from now after which the task ends by itself.
             expire_time: Moment when the task ends by itself; instead of ``ttl``.
+            fusion: How the shots become one answer: "merged" by the model's own rule, or
+                "cross_guided": each shot decodes an image alone, and is weighed by how well it
+                finds the annotations of all shots. A query then costs one decoding per shot.
             request_id: UUID; the same request under the same id is carried out once.
             timeout: Seconds, instead of the client's; ``math.inf`` for no deadline.
 
@@ -135,6 +139,7 @@ class Client:
         Raises:
             InvalidArgument: An image, an annotation, a class or a name is wrong.
             AlreadyExists: There is a task of that id.
+            FailedPrecondition: The model cannot be cross-guided.
         """
         request = _requests.register_request(
             self._scope,
@@ -145,6 +150,7 @@ class Client:
             display_name=display_name,
             ttl=ttl,
             expire_time=expire_time,
+            fusion=fusion,
             request_id=request_id,
         )
         return _answers.changed_task(self._call(self._stubs.tasks.RegisterTask, request, timeout))

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fewseg.annotations import CocoRunLengths
+
+#: How the shots of a task become one answer; see ``Client.register``.
+Fusion = Literal["merged", "cross_guided"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Task:
             labelled pixels stand in for it.
         family: The model family behind the alias.
         guidance_bytes: What the guidance of the task takes.
+        fusion: How its shots become one answer, see ``Client.register``.
         timings: Seconds by stage of the call that changed the task; empty otherwise.
     """
 
@@ -72,6 +77,7 @@ class Task:
     background_inferred: bool
     family: str
     guidance_bytes: int
+    fusion: Fusion = "merged"
     timings: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -208,7 +214,7 @@ class ServerInfo:
         limits: What a request may hold, by name: ``message_bytes``, ``image_pixels``, ``supports``,
             ``classes``, ``marks``, ``vertices``, ``tasks``, ``in_flight``, ``stream_frames``,
             ``annotation_bytes``, ``output_pixels``, ``image_side``, ``mask_pixels``,
-            ``mask_values``, ``output_values``.
+            ``mask_values``, ``output_values``, ``cross_guided_supports``.
     """
 
     version: str

@@ -93,6 +93,8 @@ class LimitSettings(BaseModel):
     """Rows, and columns, of one image or mask."""
     supports: PositiveInt = _LIMITS.supports
     """Supports of one task."""
+    cross_guided_supports: PositiveInt = _LIMITS.cross_guided_supports
+    """Supports of one cross-guided task: all their pairs are judged when it changes."""
     classes: PositiveInt = _LIMITS.classes
     """Classes of one task."""
     marks: PositiveInt = _LIMITS.marks

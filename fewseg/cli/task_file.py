@@ -22,9 +22,11 @@ from fewseg.annotations import (
     Support,
 )
 from fewseg.cli.marks import label_of
+from fewseg.results import Fusion
 
 Value = TypeVar("Value")
 
+_FUSIONS: Final[dict[str, Fusion]] = {"merged": "merged", "cross-guided": "cross_guided"}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -37,6 +39,7 @@ class TaskFile:
     model: str
     display_name: str
     ttl: timedelta | None
+    fusion: Fusion
     supports: tuple[Support, ...]
 
 
@@ -102,6 +105,7 @@ def read_task_file(path: Path) -> TaskFile:
         model=fields.take("model", str, ""),
         display_name=fields.take("display_name", str, ""),
         ttl=None if ttl is None else duration_of(ttl),
+        fusion=fusion_of(fields.take("fusion", str, "merged")),
         supports=tuple(
             _support(item, f"{path}: supports[{index}]", path.parent)
             for index, item in enumerate(fields.take("supports", list))
@@ -121,6 +125,17 @@ def duration_of(text: str) -> timedelta:
     if match is None:
         raise ValueError(f"A time is written 90s, 15m, 2h or 7d, not {text!r}.")
     return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+
+
+def fusion_of(text: str) -> Fusion:
+    """Reads "merged" or "cross-guided".
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text not in _FUSIONS:
+        raise ValueError(f"Shots are {' or '.join(_FUSIONS)}, not {text!r}.")
+    return _FUSIONS[text]
 
 
 def _texts(fields: _Fields, key: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fewseg.cli.marks import annotation_of, support_of
 from fewseg.cli.session import JsonFlag, Session, stdout
-from fewseg.cli.task_file import TaskFile, duration_of, read_task_file
+from fewseg.cli.task_file import TaskFile, duration_of, fusion_of, read_task_file
 from fewseg.results import Task, TaskSupport
 
 #: A leave-one-out agreement below it deserves a look at the annotation.
@@ -46,6 +46,10 @@ def register(
     model: Annotated[str, typer.Option(help="Alias of a model; else the server's default.")] = "",
     display_name: Annotated[str, typer.Option(help="Free text.")] = "",
     ttl: Annotated[str, typer.Option(help="The task ends by itself after 90s, 2h, 7d.")] = "",
+    fusion: Annotated[
+        str,
+        typer.Option(help="How shots become one mask: merged (the default) or cross-guided."),
+    ] = "",
     json: JsonFlag = False,
 ) -> None:
     """Registers a task with its first supports.
@@ -68,6 +72,7 @@ def register(
             model=model or file.model,
             display_name=display_name or file.display_name,
             ttl=duration_of(ttl) if ttl else file.ttl,
+            fusion=fusion_of(fusion) if fusion else file.fusion,
         )
     session.tell(registered, _changed("Registered", registered))
 
@@ -175,7 +180,7 @@ def show_all(context: typer.Context, json: JsonFlag = False) -> None:
 
 
 def _task_file(path: Path | None) -> TaskFile:
-    return TaskFile("", (), "", "", None, ()) if path is None else read_task_file(path)
+    return TaskFile("", (), "", "", None, "merged", ()) if path is None else read_task_file(path)
 
 
 def _changed(what: str, task: Task) -> RenderableType:
@@ -208,6 +213,7 @@ def _facts(task: Task) -> Table:
         ("updated", f"{task.update_time:%Y-%m-%d %H:%M:%S} UTC"),
         ("ends", "never" if task.expire_time is None else str(task.expire_time)),
         ("background", "inferred" if task.background_inferred else "given"),
+        ("shots", task.fusion.replace("_", "-")),
         ("guidance", f"{task.guidance_bytes:,} bytes" if task.guidance_bytes else ""),
     ):
         if value:

@@ -93,7 +93,7 @@ class ServerInfo(_message.Message):
     def __init__(self, version: _Optional[str] = ..., api_version: _Optional[str] = ..., engine: _Optional[str] = ..., store: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("message_bytes", "image_pixels", "supports", "classes", "marks", "vertices", "tasks", "in_flight", "stream_frames", "annotation_bytes", "output_pixels", "image_side", "mask_pixels", "mask_values", "output_values")
+    __slots__ = ("message_bytes", "image_pixels", "supports", "classes", "marks", "vertices", "tasks", "in_flight", "stream_frames", "annotation_bytes", "output_pixels", "image_side", "mask_pixels", "mask_values", "output_values", "cross_guided_supports")
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
     SUPPORTS_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +109,7 @@ class Limits(_message.Message):
     MASK_PIXELS_FIELD_NUMBER: _ClassVar[int]
     MASK_VALUES_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_VALUES_FIELD_NUMBER: _ClassVar[int]
+    CROSS_GUIDED_SUPPORTS_FIELD_NUMBER: _ClassVar[int]
     message_bytes: int
     image_pixels: int
     supports: int
@@ -124,4 +125,5 @@ class Limits(_message.Message):
     mask_pixels: int
     mask_values: int
     output_values: int
-    def __init__(self, message_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ..., supports: _Optional[int] = ..., classes: _Optional[int] = ..., marks: _Optional[int] = ..., vertices: _Optional[int] = ..., tasks: _Optional[int] = ..., in_flight: _Optional[int] = ..., stream_frames: _Optional[int] = ..., annotation_bytes: _Optional[int] = ..., output_pixels: _Optional[int] = ..., image_side: _Optional[int] = ..., mask_pixels: _Optional[int] = ..., mask_values: _Optional[int] = ..., output_values: _Optional[int] = ...) -> None: ...
+    cross_guided_supports: int
+    def __init__(self, message_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ..., supports: _Optional[int] = ..., classes: _Optional[int] = ..., marks: _Optional[int] = ..., vertices: _Optional[int] = ..., tasks: _Optional[int] = ..., in_flight: _Optional[int] = ..., stream_frames: _Optional[int] = ..., annotation_bytes: _Optional[int] = ..., output_pixels: _Optional[int] = ..., image_side: _Optional[int] = ..., mask_pixels: _Optional[int] = ..., mask_values: _Optional[int] = ..., output_values: _Optional[int] = ..., cross_guided_supports: _Optional[int] = ...) -> None: ...

@@ -15,17 +15,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ShotFusion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SHOT_FUSION_UNSPECIFIED: _ClassVar[ShotFusion]
+    SHOT_FUSION_MERGED: _ClassVar[ShotFusion]
+    SHOT_FUSION_CROSS_GUIDED: _ClassVar[ShotFusion]
+
 class AnnotationMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ANNOTATION_MODE_UNSPECIFIED: _ClassVar[AnnotationMode]
     ANNOTATION_MODE_REPLACE: _ClassVar[AnnotationMode]
     ANNOTATION_MODE_EXTEND: _ClassVar[AnnotationMode]
+SHOT_FUSION_UNSPECIFIED: ShotFusion
+SHOT_FUSION_MERGED: ShotFusion
+SHOT_FUSION_CROSS_GUIDED: ShotFusion
 ANNOTATION_MODE_UNSPECIFIED: AnnotationMode
 ANNOTATION_MODE_REPLACE: AnnotationMode
 ANNOTATION_MODE_EXTEND: AnnotationMode
 
 class Task(_message.Message):
-    __slots__ = ("name", "uid", "display_name", "model", "classes", "supports", "support_count", "etag", "create_time", "update_time", "expire_time", "ttl", "background_evidence", "family", "guidance_bytes")
+    __slots__ = ("name", "uid", "display_name", "model", "classes", "supports", "support_count", "etag", "create_time", "update_time", "expire_time", "ttl", "background_evidence", "family", "guidance_bytes", "shot_fusion")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +50,7 @@ class Task(_message.Message):
     BACKGROUND_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHOT_FUSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     display_name: str
@@ -56,7 +66,8 @@ class Task(_message.Message):
     background_evidence: _types_pb2.BackgroundEvidence
     family: str
     guidance_bytes: int
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., display_name: _Optional[str] = ..., model: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., supports: _Optional[_Iterable[_Union[Support, _Mapping]]] = ..., support_count: _Optional[int] = ..., etag: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., background_evidence: _Optional[_Union[_types_pb2.BackgroundEvidence, str]] = ..., family: _Optional[str] = ..., guidance_bytes: _Optional[int] = ...) -> None: ...
+    shot_fusion: ShotFusion
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., display_name: _Optional[str] = ..., model: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., supports: _Optional[_Iterable[_Union[Support, _Mapping]]] = ..., support_count: _Optional[int] = ..., etag: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., background_evidence: _Optional[_Union[_types_pb2.BackgroundEvidence, str]] = ..., family: _Optional[str] = ..., guidance_bytes: _Optional[int] = ..., shot_fusion: _Optional[_Union[ShotFusion, str]] = ...) -> None: ...
 
 class SupportInput(_message.Message):
     __slots__ = ("support_id", "image", "annotation")

@@ -25,6 +25,7 @@ from service.core.types import (
     MaskFormat,
     RunLengthMask,
     Segmentation,
+    ShotFusion,
     SupportSummary,
     TaskHeader,
     TaskReport,
@@ -33,6 +34,10 @@ from service.core.types import (
 _BACKGROUND: Final = {
     BackgroundEvidence.GIVEN: types_pb2.BACKGROUND_EVIDENCE_GIVEN,
     BackgroundEvidence.INFERRED: types_pb2.BACKGROUND_EVIDENCE_INFERRED,
+}
+_FUSIONS: Final = {
+    ShotFusion.MERGED: task_pb2.SHOT_FUSION_MERGED,
+    ShotFusion.CROSS_GUIDED: task_pb2.SHOT_FUSION_CROSS_GUIDED,
 }
 
 
@@ -64,6 +69,7 @@ def listed_task(header: TaskHeader, family: str) -> task_pb2.Task:
         support_count=header.support_count,
         etag=header.etag,
         family=family,
+        shot_fusion=_FUSIONS[header.fusion],
     )
     answer.create_time.FromDatetime(header.create_time)
     answer.update_time.FromDatetime(header.update_time)
@@ -197,6 +203,7 @@ def limits(bounds: Limits) -> model_pb2.Limits:
         mask_pixels=bounds.mask_pixels,
         mask_values=bounds.mask_values,
         output_values=bounds.output_values,
+        cross_guided_supports=bounds.cross_guided_supports,
     )
 
 

@@ -24,6 +24,7 @@ from service.core.types import (
     OutputOptions,
     Query,
     Registration,
+    ShotFusion,
     Size,
     SourceImage,
     SupportInput,
@@ -44,6 +45,11 @@ _EXTENDS: Final[dict[int, bool]] = {
     task_pb2.ANNOTATION_MODE_UNSPECIFIED: False,
     task_pb2.ANNOTATION_MODE_REPLACE: False,
     task_pb2.ANNOTATION_MODE_EXTEND: True,
+}
+_FUSIONS: Final[dict[int, ShotFusion]] = {
+    task_pb2.SHOT_FUSION_UNSPECIFIED: ShotFusion.MERGED,
+    task_pb2.SHOT_FUSION_MERGED: ShotFusion.MERGED,
+    task_pb2.SHOT_FUSION_CROSS_GUIDED: ShotFusion.CROSS_GUIDED,
 }
 _PINS: Final[dict[int, bool]] = {
     segmentation_pb2.REVISION_POLICY_UNSPECIFIED: False,
@@ -103,6 +109,7 @@ def registration(request: task_pb2.RegisterTaskRequest, limits: Limits) -> Regis
         classes=within("task", classes, request.task.classes, limits),
         expiration=within("task", expiration, request.task),
         request_id=names.request_id(request.request_id),
+        fusion=within("task", _known, _FUSIONS, request.task.shot_fusion, "shot_fusion"),
         supports=tuple(
             within(f"supports[{index}]", support_input, support, limits)
             for index, support in enumerate(request.supports)

@@ -150,6 +150,18 @@ async def carry_out(client: AsyncClient, model: str) -> Round:
     await step("no positives", client.annotate(task, "dense", Box(0, 0, 9, 9, BACKGROUND)))
     await step("delete", client.delete_task(task))
     await step("gone", client.get_task(task))
+    await step(
+        "register cross-guided",
+        client.register(
+            ["red", "blue"],
+            [dense_support(), marked_support()],
+            model=model,
+            task_id=task,
+            fusion="cross_guided",
+        ),
+    )
+    await step("segment cross-guided", client.segment(task, png(QUERIES[0]), probabilities=True))
+    await step("delete cross-guided", client.delete_task(task))
     return said
 
 

@@ -84,6 +84,7 @@ def test_a_task_file_describes_the_whole_task(tmp_path):
         "model": "compact",
         "display_name": "Coins",
         "ttl": "2h",
+        "fusion": "cross-guided",
         "supports": [
             {"id": "a", "image": "a.png", "marks": marks, "exhaustive": False},
             {"image": "/abs/b.png", "mask": "b_mask.png"},
@@ -95,6 +96,7 @@ def test_a_task_file_describes_the_whole_task(tmp_path):
 
     assert (task.task_id, task.classes, task.model) == ("coins", ("coin",), "compact")
     assert (task.display_name, task.ttl) == ("Coins", timedelta(hours=2))
+    assert task.fusion == "cross_guided"
     first, second = task.supports
     assert first.image == tmp_path / "a.png"
     assert isinstance(first.annotation, Annotation)
@@ -131,6 +133,7 @@ def test_a_task_file_describes_the_whole_task(tmp_path):
         ),
         ('{"supports": [], "classes": [1]}', "list of texts"),
         ('{"supports": [], "ttl": "soon"}', "90s, 15m, 2h or 7d"),
+        ('{"supports": [], "fusion": "none"}', "merged or cross-guided"),
     ],
 )
 def test_a_wrong_task_file_is_told_where_it_is_wrong(tmp_path, document, message):

@@ -22,6 +22,7 @@ from fewseg import (
     Support,
     Unavailable,
 )
+from fewseg.v1 import task_service_pb2 as task_pb2
 
 
 def test_a_task_is_registered_with_its_supports(client, server, photo, coin):
@@ -35,6 +36,16 @@ def test_a_task_is_registered_with_its_supports(client, server, photo, coin):
     assert request.task.ttl.seconds == 60
     assert request.supports[0].image.raw.rgb == photo.tobytes()
     assert request.supports[0].annotation.marks[0].class_name == "coin"
+
+
+def test_shots_are_merged_unless_they_are_to_guide_each_other(client, server, photo, coin):
+    supports = [Support(photo, coin)]
+    for fusion in ("merged", "cross_guided"):
+        assert client.register(["coin"], supports, fusion=fusion).fusion == fusion
+    asked = [request.task.shot_fusion for request in server.requests["RegisterTask"]]
+    assert asked == [task_pb2.SHOT_FUSION_MERGED, task_pb2.SHOT_FUSION_CROSS_GUIDED]
+    with pytest.raises(ValueError, match="merged or cross_guided"):
+        client.register(["coin"], supports, fusion="cross-guided")
 
 
 def test_what_is_no_list_is_told_before_anything_is_sent(client, server, photo, coin):

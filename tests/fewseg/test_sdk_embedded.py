@@ -214,3 +214,39 @@ def test_the_command_does_the_same(repository, tmp_path):
     (told,) = fewseg("segment", "red-things", tmp_path / "b.png", "--out", tmp_path, "--overlay")
     assert told["classes"][0]["area"] > 800
     assert Image.open(tmp_path / "b_overlay.png").size == (64, 64)
+
+
+async def test_shots_guide_each_other_through_clients_and_command(repository, tmp_path):
+    image, where = scene(16, 16)
+    query, there = scene(0, 32)
+    other, elsewhere = scene(32, 0)
+    supports = [Support(image, where, id="a"), Support(other, elsewhere, id="b")]
+    for name, array in (("a.png", image), ("m.png", where.astype(np.uint8) * 255)):
+        Image.fromarray(array).save(tmp_path / name)
+    async with AsyncClient(":embedded:", repository=repository) as client:
+        task = await client.register(["red"], supports, fusion="cross_guided", task_id="crossed")
+        assert task.fusion == (await client.get_task("crossed")).fusion == "cross_guided"
+        assert [listed.fusion async for listed in client.tasks()] == ["cross_guided"]
+        assert all(support.leave_one_out["red"] > 0.7 for support in task.supports)
+        result = await client.segment("crossed", query)
+        assert iou(result.mask_of("red"), there) > 0.8
+        assert (await client.server_info()).limits["cross_guided_supports"] == 16
+    arguments = ["register", "by-hand", "--class", "red", "--fusion", "cross-guided", "--json"]
+    arguments += ["--support", f"{tmp_path}/a.png mask={tmp_path}/m.png"]
+    said = CliRunner().invoke(
+        app, ["--server", ":embedded:", "--repository", str(repository), *arguments]
+    )
+    assert said.exit_code == 0, said.output
+    assert json.loads(said.stdout)["fusion"] == "cross_guided"
+
+
+def test_a_model_that_decides_over_shots_cannot_be_cross_guided(tmp_path):
+    write_tiny_repository(tmp_path, binary=True, stack=True)
+    image, where = scene(16, 16)
+    with Client(":embedded:", repository=tmp_path) as client:
+        with pytest.raises(FailedPrecondition) as refusal:
+            client.register(["red"], [Support(image, where)], fusion="cross_guided")
+        assert (refusal.value.reason, refusal.value.field) == (
+            "FUSION_NOT_SUPPORTED",
+            "task.shot_fusion",
+        )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fewseg.v1 import segmentation_service_pb2 as segmentation_pb2
+from fewseg.v1 import task_service_pb2 as task_pb2
 from fewseg.v1 import types_pb2 as types
 from service.api import answers
 from service.core.errors import OutOfLimitsError
@@ -17,6 +18,7 @@ from service.core.types import (
     MaskFormat,
     RunLengthMask,
     Segmentation,
+    ShotFusion,
     Size,
     SupportSummary,
     TaskHeader,
@@ -63,6 +65,11 @@ async def shown(mask, **fields):
     answer = segmentation_pb2.SegmentResponse()
     await answers.write_segmentation(answer, segmentation(mask, **fields), StageClock())
     return answer
+
+
+def test_a_task_says_how_its_shots_become_one_answer():
+    shown_fusions = [answers.listed_task(header(fusion=f), "").shot_fusion for f in ShotFusion]
+    assert shown_fusions == [task_pb2.SHOT_FUSION_MERGED, task_pb2.SHOT_FUSION_CROSS_GUIDED]
 
 
 def test_a_task_is_shown_with_its_supports():

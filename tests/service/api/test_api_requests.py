@@ -20,6 +20,7 @@ from service.core.types import (
     Points,
     Polygon,
     Scribble,
+    ShotFusion,
     Size,
     SourceImage,
     TaskName,
@@ -77,6 +78,7 @@ def test_a_registration_arrives_whole():
     assert (registration.display_name, registration.model) == ("Rust", "compact")
     assert registration.classes == ("leaf", "rust")
     assert registration.expiration == timedelta(seconds=60)
+    assert registration.fusion is ShotFusion.MERGED
     assert registration.request_id == "123e4567-e89b-42d3-a456-426614174000"
     assert [given.support_id for given in registration.supports] == ["a", ""]
     assert registration.supports[0].image.size == Size(4, 6)
@@ -95,6 +97,11 @@ def test_a_registration_arrives_whole():
         ),
         (register(task=tasks.Task(classes=["a", ""])), "INVALID_CLASS_NAME", "task.classes[1]"),
         (register(task=tasks.Task(classes=["a"], model="A")), "INVALID_MODEL", "task.model"),
+        (
+            register(task=tasks.Task(classes=["a"], shot_fusion=9)),
+            "UNKNOWN_VALUE",
+            "task.shot_fusion",
+        ),
         (register(task_id="No"), "INVALID_TASK_ID", "task_id"),
         (register(parent="no"), "INVALID_NAME", "parent"),
         (register(request_id="no"), "INVALID_REQUEST_ID", "request_id"),
@@ -363,6 +370,12 @@ def test_the_mask_may_have_the_size_of_the_network():
 )
 def test_a_wrong_query_is_refused(request_, reason, field):
     assert refused(requests.query, request_, LIMITS) == (reason, field)
+
+
+def test_shots_are_merged_unless_they_are_to_guide_each_other():
+    tasks_of = (register(task=tasks.Task(classes=["a"], shot_fusion=value)) for value in (0, 1, 2))
+    fusions = [requests.registration(request, LIMITS).fusion for request in tasks_of]
+    assert fusions == [ShotFusion.MERGED, ShotFusion.MERGED, ShotFusion.CROSS_GUIDED]
 
 
 def test_modes_and_policies_are_known_numbers():

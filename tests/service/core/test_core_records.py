@@ -1,5 +1,6 @@
 from datetime import UTC, datetime, timedelta, timezone
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from service.core.types import (
     Polygon,
     RunLengthMask,
     Scribble,
+    ShotFusion,
     Size,
     Support,
     SupportSummary,
@@ -64,6 +66,7 @@ headers = st.builds(
     moments,
     st.none() | moments,
     st.sampled_from(BackgroundEvidence),
+    st.sampled_from(ShotFusion),
 )
 reports = st.builds(
     TaskReport,
@@ -106,6 +109,14 @@ def test_a_time_of_another_zone_comes_back_as_the_same_moment_in_utc() -> None:
     decoded = records.decode_header(records.encode_header(header))
     assert decoded.create_time == moment
     assert decoded.create_time.tzinfo is UTC
+
+
+def test_a_task_of_an_earlier_release_merges_its_shots() -> None:
+    moment = datetime(2030, 1, 1, tzinfo=UTC)
+    header = TaskHeader(TaskName("a", "b"), "u", "", "m", (), 1, 0, moment, moment)
+    fields = msgspec.msgpack.decode(records.encode_header(header))
+    assert fields.pop("fusion") == "merged"
+    assert records.decode_header(msgspec.msgpack.encode(fields)) == header
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x80", b"not a record"])

@@ -10,6 +10,7 @@ from service.core.types import (
     Annotation,
     Box,
     Mark,
+    ShotFusion,
     Size,
     SourceImage,
     Support,
@@ -76,6 +77,7 @@ def record(
         create_time=START,
         update_time=START,
         expire_time=expire_time,
+        fusion=ShotFusion.CROSS_GUIDED,
     )
     return TaskRecord(header, supports)
 
