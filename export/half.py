@@ -202,16 +202,18 @@ def _episode(
 ) -> dict[str, NDArray[Any]]:
     """All feature maps of the query, and its logits, by name."""
     shown = graphs["features"]({"image": support})
-    guidance = graphs["guide"]({**shown, "planes": planes})
+    # These images fill the network's input.
+    told = {"extent": np.array([support.shape[1:3]], np.float32)}
+    guidance = graphs["guide"](_taken(family, "guide", {**shown, "planes": planes, **told}))
     seen = graphs["features"]({"image": query})
     maps = dict(seen)
     if "query_features" in graphs:
-        seen = graphs["query_features"](_taken(family, "query_features", seen))
+        seen = graphs["query_features"](_taken(family, "query_features", {**seen, **told}))
         maps |= {f"query_features: {name}": values for name, values in seen.items()}
     task = _task_guidance(family, guidance)
     if "merge" in graphs:
         task |= _merged_by_graph(family, graphs["merge"], {**shown, **guidance, "planes": planes})
-    decoded = graphs["decode"](_taken(family, "decode", {**seen, **task}))
+    decoded = graphs["decode"](_taken(family, "decode", {**seen, **task, **told}))
     return {**maps, "logits": decoded["logits"]}
 
 
