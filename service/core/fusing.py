@@ -23,8 +23,13 @@ from service.core.types import ShotFusion
 _OF_SHOTS: Final = frozenset({Decision.ANY_SHOT, Decision.VOTE})
 
 
-def check_fusion(family: ModelFamily, fusion: ShotFusion) -> None:
+def check_fusion(family: ModelFamily, fusion: ShotFusion, *, field: str | None = None) -> None:
     """Refuses cross-guided weighting where shots cannot decode one by one to be weighed.
+
+    Args:
+        family: The model as it is now; an alias may have come to stand for another method.
+        fusion: What the task asks for.
+        field: Where the request asks for it, if it does.
 
     Raises:
         FailedPreconditionError: The family decides over shots, or weighs them by a graph of its
@@ -41,7 +46,7 @@ def check_fusion(family: ModelFamily, fusion: ShotFusion) -> None:
     raise FailedPreconditionError(
         "FUSION_NOT_SUPPORTED",
         f"Model '{family.alias}' cannot be cross-guided: {why}. Register the task as merged.",
-        field="task.shot_fusion",
+        field=field,
     )
 
 

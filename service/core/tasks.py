@@ -141,7 +141,7 @@ class Tasks:
         body: str,
         call: Call,
     ) -> TaskReport:
-        check_fusion(family, registration.fusion)
+        check_fusion(family, registration.fusion, field="task.shot_fusion")
         header = self._new_header(registration, family)
         if not await self._directory.is_free(header.name, call):
             raise task_exists(header.name)

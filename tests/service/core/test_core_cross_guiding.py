@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross-guided tasks: what runs when, and that answers are those of the equations."""
 
+import time
 from collections import Counter
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from service.core.errors import DeadlineExceededError, FailedPreconditionError, 
 from service.core.family import GraphRole
 from service.core.fusing import by_the_others, fuse, shot_weights
 from service.core.limits import Limits
+from service.core.timing import Stage
 from service.core.types import (
     AnnotationInput,
     OutputOptions,
@@ -296,14 +299,31 @@ async def test_more_shots_than_may_judge_each_other_are_refused(tmp_path):
         assert labels_of(await answer(gateway)).any()
 
 
-async def test_a_deadline_ends_a_query_between_its_shots(tmp_path):
+async def test_a_deadline_ends_all_shots_of_a_query(tmp_path):
     write_tiny_repository(tmp_path, size=64, slow_decode=50_000)
     async with running_gateway(tmp_path) as gateway:
         await gateway.tasks.register(red_registration(supports=shots(2), fusion=CROSS), Call())
-        call = Call()
-        call.deadline = 0.0
         with pytest.raises(DeadlineExceededError):
-            await gateway.segmenter.segment(query(red_query()), call)
+            await gateway.segmenter.segment(
+                query(red_query()), Call(deadline=time.monotonic() + 0.03)
+            )
+        assert gateway._admission.in_flight == 0
+        call = Call()
+        found = await gateway.segmenter.segment(query(red_query()), call)
+        assert labels_of(found).any()
+        assert call.clock.seconds[Stage.DECODE] <= call.clock.total()
+
+
+async def test_a_model_that_became_another_method_says_what_to_do(tmp_path):
+    write_tiny_repository(tmp_path, size=64)
+    async with running_gateway(tmp_path) as gateway:
+        await gateway.tasks.register(red_registration(fusion=CROSS), Call())
+        later = datetime(2026, 3, 1, tzinfo=UTC)
+        write_tiny_repository(tmp_path, size=64, binary=True, stack=True, created=later)
+        await gateway.catalog.refresh()
+        with pytest.raises(FailedPreconditionError) as refusal:
+            await gateway.segmenter.segment(query(red_query()), Call())
+        assert (refusal.value.reason, refusal.value.field) == ("FUSION_NOT_SUPPORTED", None)
 
 
 async def test_the_same_request_id_names_one_fusion(tmp_path):
