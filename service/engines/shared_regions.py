@@ -281,7 +281,7 @@ def _share(family: str, tensors: Tensors) -> Guidance | None:
         target.reshape(place.shape)[...] = values
         # The region cannot be closed while an array refers to it.
         del target
-    return Guidance(family, end, memory=memory, places=places)
+    return Guidance(family, nbytes(tensors), memory=memory, places=places)
 
 
 def _allocate(size: int) -> SharedMemory | None:

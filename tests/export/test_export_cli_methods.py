@@ -79,6 +79,12 @@ def parameters(repository: Path) -> dict[str, str]:
             {"fewseg.decision": "vote", "fewseg.mask_resize": "torch_nearest"},
         ),
         ("canet", "", ("--merge", "probability"), {"fewseg.score": "linear"}),
+        (
+            "pfenet",
+            "vgg16_bn",
+            ("--size", "641", "--bins", "1.0,0.5,0.25,0.125"),
+            {"fewseg.input_dtype": "uint16_8.8", "fewseg.shot_buckets": "1,2,3,4,5,8,16,32"},
+        ),
         ("asgnet", "resnet50_pyramid", (), {"fewseg.image_resize": "cv2_letterbox"}),
         ("pmms", "PMMs_resnet50", (), {"fewseg.input_size": "481x481", "fewseg.score": "sigmoid"}),
         ("pmms", "RPMMs_resnet50", ("--stages", "mean"), {"fewseg.score": "linear"}),
