@@ -29,10 +29,14 @@ class NotedEngine(EmbeddedEngine):
         super().__init__(repository, telemetry=CountingTelemetry(), threads=1)
         self.told: list[tuple[GraphRole, list[list[float]] | None]] = []
 
-    async def run(self, family, role, inputs, **more):
-        extent = inputs.get("extent")
-        self.told.append((role, None if extent is None else extent.tolist()))
-        return await super().run(family, role, inputs, **more)
+    async def run_hosting(self, family, role, prepare, finish, **more):
+        def noting():
+            inputs = prepare()
+            extent = inputs.get("extent")
+            self.told.append((role, None if extent is None else extent.tolist()))
+            return inputs
+
+        return await super().run_hosting(family, role, noting, finish, **more)
 
     def since(self):
         told, self.told = self.told, []

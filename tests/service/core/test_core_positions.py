@@ -35,10 +35,14 @@ class NotedEngine(EmbeddedEngine):
         super().__init__(repository, telemetry=CountingTelemetry(), threads=1)
         self.given: list[np.ndarray] = []
 
-    async def run(self, family, role, inputs, **more):
-        if role is GraphRole.DECODE and "stored" in inputs:
-            self.given.append(inputs["stored"])
-        return await super().run(family, role, inputs, **more)
+    async def run_hosting(self, family, role, prepare, finish, **more):
+        def noting():
+            inputs = prepare()
+            if role is GraphRole.DECODE and "stored" in inputs:
+                self.given.append(inputs["stored"])
+            return inputs
+
+        return await super().run_hosting(family, role, noting, finish, **more)
 
     async def put_guidance(self, family, tensors):
         self.given.append(tensors["stored"])
