@@ -21,11 +21,22 @@ from export.enriched_commands import add_commands as add_enriched_commands
 from export.errors import ExportError
 from export.family import Family
 from export.mixture_commands import add_commands as add_mixture_commands
-from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
+from export.options import (
+    NATIVE_PIXELS,
+    Checkpoint,
+    Force,
+    MaxBatch,
+    MaxPixels,
+    Out,
+    Prune,
+    Size,
+    parse_size,
+)
 from export.prototype_family import prototype_family
 from export.repository import list_families, remove_other_families, write_family
 from export.revolver_family import revolver_family
 from export.revolver_source import revolver_checkpoint
+from export.scl_commands import add_commands as add_scl_commands
 from export.sources import Weights
 from export.tables import family_table, measure_table
 from export.verification.driver import EMBEDDED, Gateway
@@ -34,7 +45,6 @@ from export.verification.measures import Measure
 PANET_SIZE = "417"
 CANET_SIZE = "321"
 COMPACT_SIZE = "320"
-NATIVE_PIXELS = 1024 * 1024
 
 app = typer.Typer(
     name="fewseg-export",
@@ -65,6 +75,8 @@ class Verifiable(StrEnum):
     PFENET = "pfenet"
     REPRI = "repri"
     MMFORMER = "mmformer"
+    SCL_CANET = "scl-canet"
+    SCL_PFENET = "scl-pfenet"
 
 
 class Engine(StrEnum):
@@ -73,16 +85,6 @@ class Engine(StrEnum):
     EMBEDDED = "embedded"
     TRITON = "triton"
     NONE = "none"
-
-
-MaxPixels = Annotated[
-    int,
-    typer.Option(
-        min=128 * 128,
-        help="Most pixels of an image. The network takes images at their own size, and needs about "
-        "1 KB of memory a pixel.",
-    ),
-]
 
 
 @app.command()
@@ -262,6 +264,8 @@ def verify(
     from export.verification.pfenet import verify_pfenet
     from export.verification.repri import verify_repri
     from export.verification.revolver import verify_revolver
+    from export.verification.scl_canet import verify_scl_canet
+    from export.verification.scl_pfenet import verify_scl_pfenet
     from export.verification.sgone import verify_sgone
 
     verifiers = {
@@ -273,6 +277,8 @@ def verify(
         Verifiable.PFENET: verify_pfenet,
         Verifiable.REPRI: verify_repri,
         Verifiable.MMFORMER: verify_mmformer,
+        Verifiable.SCL_CANET: verify_scl_canet,
+        Verifiable.SCL_PFENET: verify_scl_pfenet,
     }
     gateways = {
         Engine.EMBEDDED: EMBEDDED,
@@ -360,5 +366,6 @@ def _write(family: Family, out: Path, *, force: bool, prune: bool) -> None:
 add_dense_commands(app, _told_plainly, _write)
 add_enriched_commands(app, _told_plainly, _write)
 add_mixture_commands(app, _told_plainly, _write)
+add_scl_commands(app, _told_plainly, _write)
 add_commands(app, _told_plainly, console)
 add_derived_commands(app, _told_plainly, console)

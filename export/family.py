@@ -50,6 +50,11 @@ class Free(IntEnum):
     #: Likewise, of two coarser grids.
     MIDDLE_POSITIONS = -11
     COARSE_POSITIONS = -12
+    #: Of the feature maps of the same image at smaller and larger scale.
+    SMALLER_ROWS = -13
+    SMALLER_COLUMNS = -14
+    LARGER_ROWS = -15
+    LARGER_COLUMNS = -16
 
 
 MIN_NATIVE_SIDE = 33

@@ -18,6 +18,16 @@ Prune = Annotated[
 ]
 Checkpoint = Annotated[Path, typer.Option(help="Snapshot of the official training (.pth).")]
 MaxBatch = Annotated[int, typer.Option(min=1, max=128, help="Most queries that run together.")]
+NATIVE_PIXELS = 1024 * 1024
+
+MaxPixels = Annotated[
+    int,
+    typer.Option(
+        min=128 * 128,
+        help="Most pixels of an image. The network takes images at their own size, and needs about "
+        "1 KB of memory a pixel.",
+    ),
+]
 
 
 def parse_size(text: str) -> tuple[int, int]:

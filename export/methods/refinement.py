@@ -84,26 +84,37 @@ class ComparedVectors(nn.Module):
     padding: nine products per channel say it all.
     """
 
-    taps: Tensor
+    taps: Tensor | None
 
-    def __init__(self, convolution: nn.Conv2d, grid: tuple[int, int]) -> None:
-        """Fixes the grid [h, w] that vectors are tiled over."""
+    def __init__(self, convolution: nn.Conv2d, grid: tuple[int, int] | None = None) -> None:
+        """Fixes the grid [h, w] that vectors are tiled over, unless it is free."""
         super().__init__()
         self.weight = nn.Parameter(convolution.weight[:, CHANNELS:].flatten(2))
-        # How much of each tap of a convolution over a constant map lies inside of it.
-        taps = nn.functional.conv2d(
-            torch.ones(1, 1, *grid),
-            torch.eye(9).reshape(9, 1, 3, 3),
-            padding=COMPARISON_DILATION,
-            dilation=COMPARISON_DILATION,
-        )
-        self.register_buffer("taps", taps[0])
+        self.register_buffer("taps", None if grid is None else _tap_cover(*grid))
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Turns vectors [batch, K, channels] into float32 [batch, K, 256, h, w]."""
+    def forward(self, vectors: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Turns vectors [batch, K, channels] into float32 [batch, K, 256, h, w].
+
+        Args:
+            vectors: To be tiled.
+            grid: To tile them over, where it is free.
+        """
+        taps = self.taps if grid is None else _tap_cover(*grid)
+        assert taps is not None
         products = torch.einsum("bkc,oct->bkot", vectors, self.weight)
-        maps = products @ self.taps.flatten(1)
-        return maps.reshape(*maps.shape[:3], *self.taps.shape[1:])
+        maps = products @ taps.flatten(1)
+        return maps.reshape(*maps.shape[:3], *taps.shape[1:])
+
+
+def _tap_cover(rows: int, columns: int) -> Tensor:
+    """How much of each tap of a convolution over a constant map lies inside: [9, rows, columns]."""
+    cover = nn.functional.conv2d(
+        torch.ones(1, 1, rows, columns),
+        torch.eye(9).reshape(9, 1, 3, 3),
+        padding=COMPARISON_DILATION,
+        dilation=COMPARISON_DILATION,
+    )
+    return cover[0]
 
 
 class Refinement(nn.Module):

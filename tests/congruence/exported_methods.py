@@ -20,6 +20,8 @@ from export.methods.pfenet import PfenetNetwork
 from export.methods.pmms import PmmsNetwork
 from export.methods.repri import RepriNetwork
 from export.methods.revolver import GuidedModel, GuidedNetwork
+from export.methods.scl_canet import SclCanetNetwork
+from export.methods.scl_pfenet import SclPfenetNetwork
 from export.methods.sgone import SgOneNetwork
 from export.methods.trunks import Backbone
 from export.pfenet_family import pfenet_family
@@ -27,6 +29,8 @@ from export.pmms_family import pmms_family
 from export.prototype_family import prototype_family
 from export.repri_family import repri_family
 from export.revolver_family import revolver_family
+from export.scl_canet_family import scl_canet_family
+from export.scl_pfenet_family import scl_pfenet_family
 from export.sgone_family import sgone_family
 from export.sources import panet_seeded
 
@@ -65,6 +69,12 @@ EXPORTED: Final[Mapping[str, Callable[[Common], Family]]] = {
     ),
     "pfenet": lambda common: pfenet_family(
         network=PfenetNetwork(Backbone.VGG16).eval(), size=SIZE, bins=(5, 3, 2, 1), **common
+    ),
+    "scl-canet": lambda common: scl_canet_family(
+        network=SclCanetNetwork().eval(), max_pixels=MAX_PIXELS, passes=2, **common
+    ),
+    "scl-pfenet": lambda common: scl_pfenet_family(
+        network=SclPfenetNetwork(Backbone.VGG16).eval(), size=SIZE, bins=(5, 3, 2, 1), **common
     ),
 }
 
