@@ -56,7 +56,7 @@ _SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("torchvision's VGG-16 with batch norm", (r"features\.1\.running_mean", r"classifier\.")),
     ("torchvision's VGG-16", (r"features\.28\.weight", r"classifier\.6\.weight")),
     ("torchvision's ResNet", (r"layer1\.0\.conv1\.weight", r"fc\.weight")),
-    ("a `compact` checkpoint", (r"fuse_middle\.coarse\.", r"stem\.0\.weight")),
+    ("a `compact` checkpoint", (r"trunk\.fuse_semantic\.", r"decode\.relations")),
 )
 
 

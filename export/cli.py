@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from export import canet_family, sgone_family, sources
 from export.care import add_commands
+from export.compact_family import compact_family
 from export.dense_commands import add_commands as add_dense_commands
 from export.derived_commands import add_commands as add_derived_commands
 from export.enriched_commands import add_commands as add_enriched_commands
@@ -219,7 +220,7 @@ def canet(
 def compact(
     out: Out,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights of the trunk; the project's own if left out.")
+        Path | None, typer.Option(help="Weights of the model; the project's own if left out.")
     ] = None,
     name: Annotated[str, typer.Option(help="What tasks call the model.")] = "compact",
     size: Size = COMPACT_SIZE,
@@ -229,8 +230,14 @@ def compact(
 ) -> None:
     """Exports FewSeg's own default model."""
     with _told_plainly():
-        source = sources.compact_checkpoint(checkpoint)
-        family = _family("compact", source, name, size, max_batch)
+        model, provenance = sources.compact_checkpoint(checkpoint)
+        family = compact_family(
+            alias=name,
+            model=model,
+            size=parse_size(size),
+            provenance=provenance,
+            max_batch=max_batch,
+        )
         _write(family, out, force=force, prune=prune)
 
 
@@ -347,7 +354,6 @@ def _family(method: str, source: Weights, name: str, size: str, max_batch: int) 
         trunk=source.trunk,
         size=parse_size(size),
         provenance=source.provenance,
-        side_multiple=source.side_multiple,
         max_batch=max_batch,
     )
 

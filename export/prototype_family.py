@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The families whose guidance is one prototype per class: PANet and `compact`."""
+"""The family whose guidance is one prototype per class and no more: PANet."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ def prototype_family(
     trunk: nn.Module,
     size: tuple[int, int],
     provenance: Mapping[str, str],
-    side_multiple: int = 1,
     max_batch: int = 8,
 ) -> Family:
     """Puts the prototype head on a trunk.
@@ -45,7 +44,6 @@ def prototype_family(
         trunk: Normalised RGB float32 [batch, 3, H, W] to features [batch, C, h, w]; trained.
         size: Rows and columns of the network's input.
         provenance: For people.
-        side_multiple: What both sides of the input must be multiples of.
         max_batch: Most queries that run together.
 
     Returns:
@@ -54,7 +52,7 @@ def prototype_family(
     Raises:
         ExportError: The size is out of bounds, or the trunk does not take it.
     """
-    channels, *grid = feature_shape(trunk.eval(), size, side_multiple)
+    channels, *grid = feature_shape(trunk.eval(), size)
     image = TensorSpec("image", (*size, 3), "uint8")
     features = TensorSpec("features", (channels, *grid))
     planes = TensorSpec("planes", (PLANES, *size))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from export.checkpoints import read_checkpoint, recognise, require
 from export.errors import CheckpointError
 from export.goldens import seeded_checkpoint
-from export.methods.compact import CompactTrunk
+from export.methods.compact import CompactModel
 from export.methods.panet import PanetTrunk
 from export.torchvision_compat import import_torchvision
 
@@ -22,9 +22,6 @@ VGG16_FILE = "vgg16-397923af.pth"
 COMPACT_CHECKPOINT = Path(__file__).parents[1] / "training" / "weights" / "compact.safetensors"
 """Where training leaves the weights of the default model."""
 
-COMPACT_SIDE_MULTIPLE = 16
-"""Grids of `CompactTrunk` halve exactly four times."""
-
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -33,12 +30,10 @@ class Weights:
     Attributes:
         trunk: Normalised RGB to features.
         provenance: For people: where the weights come from and under which terms.
-        side_multiple: What both sides of the trunk's input must be multiples of.
     """
 
     trunk: nn.Module
     provenance: Mapping[str, str]
-    side_multiple: int = 1
 
 
 def panet_checkpoint(path: Path) -> Weights:
@@ -90,11 +85,11 @@ def panet_seeded(seed: int = 0) -> Weights:
     return Weights(trunk, {"weights": f"random, seed {seed}", "weights_licence": "none needed"})
 
 
-def compact_checkpoint(path: Path | None) -> Weights:
-    """Reads the trunk of the default model.
+def compact_checkpoint(path: Path | None) -> tuple[CompactModel, dict[str, str]]:
+    """Reads the default model; returns it and its provenance.
 
     Args:
-        path: A state dict of `CompactTrunk`; None takes the one that training leaves.
+        path: A state dict of `CompactModel`; None takes the one that training leaves.
 
     Raises:
         CheckpointError: The file is not one, or is not there.
@@ -105,11 +100,11 @@ def compact_checkpoint(path: Path | None) -> Weights:
             f"{origin} is not there yet; train it as training/README.md says, or name a file with "
             "--checkpoint."
         )
-    trunk = CompactTrunk()
-    trunk.load_state_dict(
+    model = CompactModel()
+    model.load_state_dict(
         require(
             read_checkpoint(origin),
-            trunk.state_dict(),
+            model.state_dict(),
             path=origin,
             wanted="a `compact` checkpoint",
         )
@@ -120,7 +115,7 @@ def compact_checkpoint(path: Path | None) -> Weights:
             "weights_licence": "see docs/models/compact.md: partly research-only data",
             "training": "by the recipe in training/ of this project",
         }
-    return Weights(trunk, provenance, side_multiple=COMPACT_SIDE_MULTIPLE)
+    return model, provenance
 
 
 def _download_vgg16() -> Mapping[str, Tensor]:

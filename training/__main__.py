@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line of the recipe: `python -m training pack | distill | episodes | evaluate`."""
+"""Command line of the recipe: `python -m training pack | distill | episodes | read | figures`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from typing import Any
 
 import torch
 
-from export.methods.compact import CompactTrunk
-from training import distill, episodes, evaluate, pack
-
-SETS = ("coco-mini", "ccp-fashion", "davis16-20x10", "magnetic-tile")
+from export.methods.compact import CompactModel
+from training import distill, episodes, evaluate, figures, folds, pack
 
 
-def _stage(commands: Any, name: str, text: str, steps: int) -> argparse.ArgumentParser:
+def _stage(
+    commands: Any,
+    name: str,
+    text: str,
+    defaults: distill.DistillSettings | episodes.EpisodeSettings,
+) -> argparse.ArgumentParser:
     stage: argparse.ArgumentParser = commands.add_parser(name, help=text)
-    stage.add_argument("--pack", type=Path, required=True, help="folder that `pack` wrote")
+    stage.add_argument("--pack", type=Path, required=True, help="file that `pack` wrote")
+    stage.add_argument("--teacher", type=Path, required=True, help="archive of its weights")
     stage.add_argument(
         "--run", type=Path, required=True, help="folder for checkpoints; resumed if it has one"
     )
     stage.add_argument("--weights", type=Path, required=True, help="safetensors file to write")
-    stage.add_argument("--steps", type=int, default=steps)
-    stage.add_argument("--seed", type=int, default=0)
+    stage.add_argument("--steps", type=int, default=defaults.steps, help="end after so many")
+    stage.add_argument("--minutes", type=float, help="end after so many, if that is sooner")
+    stage.add_argument("--sizes", type=int, nargs="+", default=defaults.sizes, help="of pictures")
+    stage.add_argument("--rate", type=float, default=defaults.rate, help="peak learning rate")
+    stage.add_argument("--seed", type=int, default=defaults.seed)
+    stage.add_argument("--device", default="cpu", help="cpu or cuda")
     return stage
 
 
@@ -32,42 +40,50 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     commands = parser.add_subparsers(dest="command", required=True)
-    packing = commands.add_parser("pack", help="decode pictures and masks once")
+    packing = commands.add_parser("pack", help="put pictures and masks into one file")
     packing.add_argument("--data", type=Path, required=True, help="folder of annotated sets")
     packing.add_argument(
         "--pool", type=Path, required=True, help="folder with photos/ and saliency/"
     )
-    packing.add_argument("--pack", type=Path, required=True, help="folder to write")
-    first = _stage(commands, "distill", "first stage: imitate the teacher", 3900)
-    first.add_argument(
-        "--teacher", type=Path, required=True, help="archive of the teacher's weights"
-    )
-    first.add_argument("--batch", type=int, default=32)
-    second = _stage(commands, "episodes", "second stage: learn to segment", 2100)
+    packing.add_argument("--pack", type=Path, required=True, help="file to write, .npz")
+    nowhere = Path()
+    usual = distill.DistillSettings(nowhere, nowhere, nowhere, nowhere)
+    first = _stage(commands, "distill", "first stage: imitate the teacher", usual)
+    first.add_argument("--batch", type=int, default=usual.batch, help="pictures per step")
+    common = episodes.EpisodeSettings(nowhere, nowhere, nowhere, nowhere, nowhere)
+    second = _stage(commands, "episodes", "second stage: learn to segment", common)
     second.add_argument("--start", type=Path, required=True, help="weights of the first stage")
+    second.add_argument("--tasks", type=int, default=common.tasks, help="tasks per step")
+    second.add_argument("--pictures", type=int, default=common.pictures, help="pictures per task")
+    second.add_argument("--trunk-rate", type=float, default=common.trunk_rate)
+    second.add_argument("--companion", type=float, default=common.companion)
     second.add_argument(
-        "--left-out", nargs="*", default=[], help="classes never drawn, for a held-out check"
+        "--frozen",
+        action=argparse.BooleanOptionalAction,
+        default=common.frozen,
+        help="keep the bottom-up part of the trunk as the first stage left it",
     )
-    reading = commands.add_parser("evaluate", help="read weights on annotated sets")
+    second.add_argument("--fold", type=int, choices=range(folds.FOLDS), help="leave it out")
+    reading = commands.add_parser("read", help="read weights on the annotated sets of a pack")
+    reading.add_argument("--pack", type=Path, required=True)
     reading.add_argument("--weights", type=Path, required=True)
-    reading.add_argument("--data", type=Path, required=True, help="folder of annotated sets")
-    reading.add_argument("--sets", nargs="+", default=SETS)
+    reading.add_argument("--fold", type=int, choices=range(folds.FOLDS), help="only its classes")
     reading.add_argument("--size", type=int, default=320)
-    reading.add_argument(
-        "--fold", type=int, help="only the classes of this fold, in sets that have folds"
-    )
+    reading.add_argument("--device", default="cpu", help="cpu or cuda")
+    drawing = commands.add_parser("figures", help="draw learning curves")
+    drawing.add_argument("--curves", type=Path, nargs="+", required=True, help="<stage>.json")
+    drawing.add_argument("--out", type=Path, required=True, help="folder to write")
     return parser
 
 
-def _evaluate(options: dict[str, Any]) -> None:
-    size = options["size"]
-    readings = [
-        evaluate.Reading(size, shots, points, background)
-        for points, background in ((0, True), (1, True), (5, True), (5, False))
-        for shots in (1, 5)
-    ]
-    features = evaluate.trunk_features(CompactTrunk.from_file(options["weights"]))
-    found = evaluate.report(features, options["data"], options["sets"], readings, options["fold"])
+def _read(options: dict[str, Any]) -> None:
+    device = options["device"]
+    packed = pack.load_pack(options["pack"], device)
+    model = CompactModel.from_file(options["weights"]).to(device)
+    classes: dict[str, frozenset[str] | None] = dict.fromkeys(folds.SETS)
+    if options["fold"] is not None:
+        classes.update(folds.left_out(packed.entries, options["fold"]))
+    found = evaluate.read_pack(model, packed, classes, options["size"])
     print(json.dumps(found, indent=2))
 
 
@@ -76,15 +92,18 @@ def main() -> None:
     options = vars(_parser().parse_args())
     torch.set_num_threads(options.pop("threads"))
     command = options.pop("command")
+    if "sizes" in options:
+        options["sizes"] = tuple(options["sizes"])
     if command == "pack":
         pack.build_pack(options["data"], options["pool"], options["pack"])
     elif command == "distill":
         distill.train(distill.DistillSettings(**options))
     elif command == "episodes":
-        options["left_out"] = frozenset(options["left_out"])
         episodes.train(episodes.EpisodeSettings(**options))
-    elif command == "evaluate":
-        _evaluate(options)
+    elif command == "read":
+        _read(options)
+    elif command == "figures":
+        figures.draw_curves(options["curves"], options["out"])
 
 
 if __name__ == "__main__":

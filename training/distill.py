@@ -3,28 +3,30 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
-from export.methods.compact import IMAGE_MEAN, IMAGE_STD, CompactTrunk
-from training.pack import load_pack
+from export.methods.compact import CompactTrunk, normalise_views, unit_length
+from training.pack import Pack, load_pack
 from training.runs import (
-    channels_last,
+    Budget,
+    Run,
+    Smoothed,
     parameter_groups,
-    resume_run,
-    save_run,
+    precise,
+    quickest_layout,
     save_weights,
     set_rate,
 )
 from training.teacher import MARGIN, Teacher
-from training.views import ViewRule, random_views
+from training.views import ViewRule, chance, random_views, uniform
+
+NOTE_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,17 @@ class DistillSettings:
     """Settings of the first stage.
 
     Attributes:
-        pack: Folder that `python -m training pack` wrote.
+        pack: File that `python -m training pack` wrote.
         teacher: Archive of the teacher's weights.
-        run: Folder for checkpoints.
-        weights: Where the trunk's weights go.
-        steps: Steps of the whole stage; the learning rate falls to its end over them.
+        run: Folder for checkpoints and the learning curve.
+        weights: Where the student's weights go.
+        steps: Most steps of the whole stage.
+        minutes: Most minutes of the whole stage.
         batch: Pictures per step.
         sizes: Sides of the pictures, in multiples of 32; the stage runs through them in order.
         rate: Peak learning rate.
         seed: Seed of all chance.
+        device: Where to compute.
     """
 
     pack: Path
@@ -48,50 +52,12 @@ class DistillSettings:
     run: Path
     weights: Path
     steps: int = 3900
+    minutes: float | None = None
     batch: int = 32
     sizes: tuple[int, ...] = (128, 128, 160, 160)
     rate: float = 2e-3
     seed: int = 0
-
-
-class Imitation(nn.Module):
-    """The student with the linear maps that are thrown away after this stage."""
-
-    def __init__(self, trunk: CompactTrunk) -> None:
-        """Puts projections onto the teacher's channels over `trunk`."""
-        super().__init__()
-        self.trunk = trunk
-        features = trunk.feature_channels
-        self.projections = nn.ModuleDict(
-            {
-                "fine": nn.Conv2d(64, 128, 1),
-                "middle": nn.Conv2d(128, 256, 1),
-                "inner": nn.Conv2d(256, 512, 1),
-                "coarse": nn.Conv2d(256, 512, 1),
-                "features_fine": nn.Conv2d(features, 128, 1),
-                "features_middle": nn.Conv2d(features, 256, 1),
-                "features_coarse": nn.Conv2d(features, 512, 1),
-            }
-        )
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Predicts the teacher's maps from each level of the trunk and from its features."""
-        trunk = self.trunk
-        fine = trunk.fine(trunk.stem(images))
-        middle = trunk.middle(fine)
-        inner = trunk.coarse[:4](middle)
-        coarse = trunk.coarse[4:](inner)
-        features = trunk.fuse(fine, middle, coarse)
-        maps = {
-            "fine": fine,
-            "middle": middle,
-            "inner": inner,
-            "coarse": coarse,
-            "features_fine": features,
-            "features_middle": functional.avg_pool2d(features, 2),
-            "features_coarse": functional.avg_pool2d(features, 4),
-        }
-        return {name: self.projections[name](value) for name, value in maps.items()}
+    device: str = "cpu"
 
 
 WEIGHTS = {
@@ -102,84 +68,168 @@ WEIGHTS = {
     "features_fine": 0.3,
     "features_middle": 0.4,
     "features_coarse": 1.0,
+    "angles": 4.0,
 }
 """Weight of each prediction in the loss."""
 
 
+class Imitation(nn.Module):
+    """The student with the linear maps that are thrown away in the end.
+
+    Attributes:
+        basis: The directions in which the teacher's coarse map is largest, [160, 512]; the
+            student's `semantic` map is to have the angles between cells that the teacher's has.
+    """
+
+    basis: Tensor
+
+    def __init__(self, trunk: CompactTrunk) -> None:
+        """Puts projections onto the teacher's channels over `trunk`."""
+        super().__init__()
+        self.trunk = trunk
+        semantic, fine = trunk.semantic_channels, trunk.fine_channels
+        self.register_buffer("basis", torch.zeros(semantic, 512))
+        self.projections = nn.ModuleDict(
+            {
+                "fine": nn.Conv2d(64, 128, 1),
+                "middle": nn.Conv2d(128, 256, 1),
+                "inner": nn.Conv2d(256, 512, 1),
+                "coarse": nn.Conv2d(256, 512, 1),
+                "features_fine": nn.Conv2d(fine, 128, 1),
+                "features_middle": nn.Conv2d(semantic, 256, 1),
+                "features_coarse": nn.Conv2d(semantic, 512, 1),
+            }
+        )
+
+    @classmethod
+    def from_file(cls, path: Path) -> Imitation:
+        """Reads what the first stage wrote."""
+        student = cls(CompactTrunk())
+        student.load_state_dict(load_file(path))
+        return student
+
+    def forward(
+        self, images: Tensor, *, frozen: bool = False
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Returns both feature maps, not of unit length, and predictions of the teacher's maps.
+
+        With `frozen`, no gradient reaches the bottom-up part of the trunk.
+        """
+        trunk = self.trunk
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            fine = trunk.fine(trunk.stem(images))
+            middle = trunk.middle(fine)
+            half = len(trunk.coarse) // 2
+            inner = trunk.coarse[:half](middle)
+            coarse = trunk.coarse[half:](inner)
+        semantic, detail = trunk.fuse(fine, middle, coarse)
+        pooled = functional.avg_pool2d(semantic, 2)
+        maps = {
+            "fine": fine,
+            "middle": middle,
+            "inner": inner,
+            "coarse": coarse,
+            "features_fine": detail,
+            "features_middle": semantic,
+            "features_coarse": pooled,
+        }
+        predicted = {name: self.projections[name](value) for name, value in maps.items()}
+        return semantic, detail, {**predicted, "angles": pooled}
+
+
 def imitation_loss(
-    predicted: dict[str, Tensor], targets: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, float]]:
+    predicted: dict[str, Tensor], targets: dict[str, Tensor], basis: Tensor
+) -> dict[str, Tensor]:
     """Squared error and cosine distance to the teacher's maps, standardised over the batch."""
     standard = {
-        name: functional.batch_norm(value, None, None, training=True)
+        name: functional.batch_norm(value.float(), None, None, training=True)
         for name, value in targets.items()
     }
-    total, parts = torch.zeros(()), {}
+    losses = {}
     for name, value in predicted.items():
+        if name == "angles":
+            target = torch.einsum("kc,nchw->nkhw", basis, targets["coarse"].float())
+            losses[name] = 1 - (unit_length(value.float()) * unit_length(target)).sum(1).mean()
+            continue
         target = standard[name.removeprefix("features_")]
         value = value.float()
-        loss = (
-            functional.mse_loss(value, target)
-            + (1 - functional.cosine_similarity(value, target)).mean()
-        )
-        total = total + WEIGHTS[name] * loss
-        parts[name] = loss.item()
-    return total, parts
+        distance = 1 - functional.cosine_similarity(value, target).mean()
+        losses[name] = functional.mse_loss(value, target) + distance
+    return losses
 
 
-def to_input(views: Tensor) -> Tensor:
-    """Normalises views in [0, 1] into the trunk's input, channels last."""
-    mean, std = torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1), torch.tensor(IMAGE_STD).view(1, 3, 1, 1)
-    return ((views - mean) / std).contiguous(memory_format=torch.channels_last)
+def weighed(losses: dict[str, Tensor]) -> Tensor:
+    """The sum of losses by `WEIGHTS`."""
+    return torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
+
+
+def inner_part(views: Tensor) -> Tensor:
+    """The student's part of views whose margin is the teacher's alone."""
+    return views[..., MARGIN // 2 : -(MARGIN // 2), MARGIN // 2 : -(MARGIN // 2)]
+
+
+@torch.no_grad()
+def _largest_directions(
+    teacher: Teacher, pack: Pack, count: int, size: int, rng: torch.Generator
+) -> Tensor:
+    """The directions that hold most of the teacher's coarse maps, the mean left in."""
+    products = torch.zeros(512, 512, device=rng.device)
+    for _ in range(8):
+        chosen = torch.randint(len(pack.images), (32,), generator=rng, device=rng.device)
+        views = random_views(pack.images[chosen], size + MARGIN, ViewRule(), rng)
+        cells = teacher(views)["coarse"].float().transpose(0, 1).flatten(1)
+        products += cells @ cells.T
+    return torch.linalg.eigh(products).eigenvectors.flip(1)[:, :count].T.contiguous()
 
 
 def train(settings: DistillSettings) -> None:
     """Runs, or resumes, the stage."""
     torch.manual_seed(settings.seed)
-    rng = torch.Generator().manual_seed(settings.seed)
-    student = Imitation(CompactTrunk())
-    channels_last(student)
-    teacher, pack = Teacher(settings.teacher), load_pack(settings.pack)
-    optimizer = torch.optim.AdamW(parameter_groups(student, 0.03), settings.rate, betas=(0.9, 0.98))
-    checkpoint = settings.run / "distill.pt"
-    first = resume_run(checkpoint, rng, student=student, optimizer=optimizer)
-    saved, bar = (
-        time.monotonic(),
-        tqdm(range(first, settings.steps), initial=first, total=settings.steps, mininterval=5),
+    rng = torch.Generator(settings.device).manual_seed(settings.seed)
+    student = Imitation(CompactTrunk()).to(settings.device)
+    teacher = Teacher.on(settings.device, settings.teacher)
+    pack = load_pack(settings.pack, settings.device)
+    student.basis.copy_(
+        _largest_directions(teacher, pack, student.trunk.semantic_channels, settings.sizes[0], rng)
     )
-    for step in bar:
-        rate = set_rate(optimizer, step, settings.steps, settings.rate)
-        loss, parts = _step(student, teacher, pack.images, settings, step, rng)
+    layout = quickest_layout(student, settings.sizes[-1], settings.batch, settings.device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(student, 0.03),
+        settings.rate,
+        betas=(0.9, 0.98),
+        fused=settings.device != "cpu",
+    )
+    smoothed = Smoothed(student, 0.998)
+    run = Run(settings.run, "distill", Budget(settings.steps, settings.minutes))
+    parts = {"student": student, "optimizer": optimizer, "smoothed": smoothed}
+    run.resume(rng, **parts)
+    for progress, due in run.steps():
+        set_rate(optimizer, progress, run.step, settings.rate)
+        size = settings.sizes[int(progress * len(settings.sizes))]
+        views = _views(pack, size, settings.batch, rng)
+        targets = teacher(views)
+        with precise(settings.device):
+            images = normalise_views(inner_part(views)).contiguous(memory_format=layout)
+            predicted = student(images)[2]
+        losses = imitation_loss(predicted, targets, student.basis)
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
-        optimizer.step()
-        if step % 20 == 0:
-            shown = " ".join(f"{name[:1]}{name[-4:]}={value:.3f}" for name, value in parts.items())
-            bar.set_postfix_str(f"rate={rate:.1e} loss={loss.item():.3f} {shown}", refresh=False)
-        if time.monotonic() - saved > 120:
-            save_run(checkpoint, step + 1, rng, student=student, optimizer=optimizer)
-            save_weights(student.trunk, settings.weights)
-            saved = time.monotonic()
-    save_run(checkpoint, settings.steps, rng, student=student, optimizer=optimizer)
-    save_weights(student.trunk, settings.weights)
+        torch.autograd.backward(weighed(losses))
+        norm = nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+        if norm.isfinite():
+            optimizer.step()
+            smoothed.update(student)
+        if run.step % NOTE_EVERY == 0:
+            run.note(progress, size=size, loss=weighed(losses).detach(), **losses)
+        if due:
+            run.save(rng, **parts)
+            save_weights(smoothed.values, settings.weights)
+    run.save(rng, **parts)
+    save_weights(smoothed.values, settings.weights)
 
 
-def _step(
-    student: Imitation,
-    teacher: Teacher,
-    images: np.ndarray,
-    settings: DistillSettings,
-    step: int,
-    rng: torch.Generator,
-) -> tuple[Tensor, dict[str, float]]:
-    size = settings.sizes[
-        min(step * len(settings.sizes) // settings.steps, len(settings.sizes) - 1)
-    ]
-    chosen = torch.randint(len(images), (settings.batch,), generator=rng).sort().values.numpy()
-    views, _ = random_views(torch.from_numpy(images[chosen]), size + MARGIN, ViewRule(), rng)
-    inner = views[:, :, MARGIN // 2 : MARGIN // 2 + size, MARGIN // 2 : MARGIN // 2 + size]
-    targets = teacher(views)
-    with torch.autocast("cpu", torch.bfloat16):
-        predicted = student(to_input(inner))
-    return imitation_loss(predicted, targets)
+def _views(pack: Pack, size: int, batch: int, rng: torch.Generator) -> Tensor:
+    """Views with the teacher's margin; some are two views laid over each other."""
+    chosen = torch.randint(len(pack.images), (batch,), generator=rng, device=rng.device)
+    views = random_views(pack.images[chosen], size + MARGIN, ViewRule(), rng)
+    share = torch.where(chance(batch, rng) < 0.15, uniform(batch, 0.2, 0.5, rng), 0.0)
+    return views.lerp(views.flip(0), share.view(-1, 1, 1, 1))

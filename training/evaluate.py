@@ -1,46 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A deterministic reading of a trunk: every annotated image is the query once.
+"""A quick deterministic reading of a model, for learning curves and choices.
 
-The support of a query is the next `shots` images of its class in index order, cyclic. Intersections
-and unions are summed per class at the stored resolution; the result of a set is the mean over its
-classes.
+What `fewseg evaluate` does through the service, in torch and on any device: every annotated image
+is the query once, under the next `shots` images of its class, cyclic; intersections and unions are
+summed per class; the result of a set is the mean over its classes. Pictures and masks come from a
+pack, so the numbers differ a little from those at stored resolution.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
-from export.methods.compact import normalise
-from training.head import inferred_background, masked_average, score
-
-Features = Callable[[Tensor], Tensor]
-"""uint8 pixels [count, 3, height, width] to features."""
+from export.methods.compact import CompactGuide, CompactModel, normalise_views
+from training.annotations import inferred_background
+from training.pack import Entry, Pack
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a trunk is read.
+    """How a model is read.
 
     Attributes:
-        size: Side that images are resized to.
         shots: Support images per query.
         points: Points per class and shot instead of the whole mask; 0 for the mask.
         background_points: Whether background is pointed at too; otherwise it is inferred.
     """
 
-    size: int = 320
     shots: int = 1
     points: int = 0
     background_points: bool = True
@@ -53,123 +45,110 @@ class Reading:
         return f"{self.shots}-shot, {self.points} foreground {background}point(s)"
 
 
-def trunk_features(trunk: torch.nn.Module) -> Features:
-    """Returns the features function of a trunk, without gradients."""
-
-    @torch.no_grad()
-    def features(pixels: Tensor) -> Tensor:
-        trunk.eval()
-        with torch.autocast("cpu", torch.bfloat16):
-            maps: Tensor = trunk(normalise(pixels).contiguous(memory_format=torch.channels_last))
-        return maps.float()
-
-    return features
+READINGS = (
+    Reading(1),
+    Reading(5),
+    Reading(1, 1),
+    Reading(5, 1),
+    Reading(1, 5),
+    Reading(5, 5),
+    Reading(5, 5, background_points=False),
+)
 
 
-class AnnotatedSet:
-    """A set on disk with the features of its images."""
+class PackedSet:
+    """Some classes of a set with the features of their images."""
 
     def __init__(
-        self, folder: Path, features: Features, size: int, categories: Iterable[str] | None = None
+        self, model: CompactModel, pack: Pack, entries: Iterable[Entry], size: int
     ) -> None:
-        """Reads the set in `folder`, or some `categories` of it; computes features once."""
-        self.folder, self.size = folder, size
-        index: dict[str, list[str]] = json.loads((folder / "index.json").read_text())
-        wanted = set(index) if categories is None else set(categories)
-        self.index = {category: names for category, names in index.items() if category in wanted}
-        names = sorted({name for listed in self.index.values() for name in listed})
-        self.maps = {
-            name: self._features(name, features)
-            for name in tqdm(names, desc=folder.name, leave=False)
-        }
+        """Computes features of the images of `entries` at `size`."""
+        self.model, self.pack, self.size = model.eval(), pack, size
+        self.device = str(pack.images.device)
+        self.guide = CompactGuide((size, size)).to(self.device)
+        self.index: dict[str, list[Entry]] = {}
+        for entry in entries:
+            self.index.setdefault(entry.category, []).append(entry)
+        numbers = sorted({entry.image for listed in self.index.values() for entry in listed})
+        self.maps = dict(zip(numbers, self._features(numbers), strict=True))
 
-    def _features(self, name: str, features: Features) -> Tensor:
-        with Image.open(self.folder / "images" / f"{name}.jpg") as picture:
-            resized = picture.convert("RGB").resize(
-                (self.size, self.size), Image.Resampling.BILINEAR
+    @torch.no_grad()
+    def _features(self, numbers: list[int]) -> list[tuple[Tensor, Tensor]]:
+        found: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(numbers), 16):
+            views = self.pack.images[numbers[start : start + 16]].float() / 255
+            views = functional.interpolate(
+                views, size=(self.size, self.size), mode="bilinear", align_corners=False
             )
-        return features(torch.from_numpy(np.array(resized)).permute(2, 0, 1).unsqueeze(0)).half()
+            semantic, fine = self.model.trunk(normalise_views(views))
+            found += list(zip(semantic, fine, strict=True))
+        return found
 
-    def mask(self, category: str, name: str, *, resized: bool) -> NDArray[np.bool_]:
-        """Returns a mask, at the network's size where `resized`."""
-        with Image.open(self.folder / "masks" / category / f"{name}.png") as picture:
-            plane = picture.convert("L")
-        if resized:
-            plane = plane.resize((self.size, self.size), Image.Resampling.NEAREST)
-        return np.asarray(plane) > 127
+    def planes(self, entry: Entry, reading: Reading) -> Tensor:
+        """Returns background and foreground planes [2, size, size] of one shot."""
+        mask = (self.pack.masks[entry.mask] > 0).float()[None, None]
+        mask = functional.interpolate(mask, size=(self.size, self.size), mode="nearest")[0, 0]
+        if not reading.points:
+            return torch.stack([1 - mask, mask])
+        held = mask.cpu().numpy() > 0.5
+        rng = np.random.default_rng(zlib.crc32(f"{entry.category}/{entry.image}".encode()))
+        planes = np.zeros((2, self.size, self.size), np.float32)
+        for plane, region in ((1, held), (0, ~held)):
+            rows, columns = np.nonzero(region)
+            chosen = rng.permutation(len(rows))[: reading.points]
+            planes[plane, rows[chosen], columns[chosen]] = 1
+        drawn = torch.from_numpy(planes).to(self.device)
+        if not reading.background_points:
+            drawn[0] = inferred_background(drawn[1])
+        return drawn
 
-
-def _planes(mask: NDArray[np.bool_], reading: Reading, key: str) -> Tensor:
-    """Returns background and foreground planes [1, 2, size, size] of one shot."""
-    if not reading.points:
-        return torch.from_numpy(np.stack([~mask, mask])).float().unsqueeze(0)
-    rng = np.random.default_rng(zlib.crc32(key.encode()))
-    planes = torch.zeros(1, 2, *mask.shape)
-    for plane, region in ((0, ~mask), (1, mask)):
-        rows, columns = np.nonzero(region)
-        chosen = rng.permutation(len(rows))[: reading.points]
-        planes[0, plane, rows[chosen], columns[chosen]] = 1
-    if not reading.background_points:
-        planes[:, 0] = inferred_background(planes[:, 1])
-    return planes
-
-
-@torch.no_grad()
-def read_category(images: AnnotatedSet, category: str, reading: Reading) -> float:
-    """Returns the intersection over union of one class."""
-    names = images.index[category]
-    prototypes = []
-    for name in names:
-        planes = _planes(images.mask(category, name, resized=True), reading, f"{category}/{name}")
-        prototypes.append(masked_average(images.maps[name].float(), planes))
-    intersection = union = 0
-    for number, name in enumerate(names):
-        support = [prototypes[(number + step) % len(names)] for step in range(1, reading.shots + 1)]
-        scores = score(images.maps[name].float(), torch.stack(support).mean(0))
-        truth = images.mask(category, name, resized=False)
-        scores = functional.interpolate(
-            scores, size=truth.shape, mode="bilinear", align_corners=False
+    @torch.no_grad()
+    def read_class(self, category: str, reading: Reading) -> float:
+        """Returns the intersection over union of one class, in per cent."""
+        entries = self.index[category]
+        maps = [self.maps[entry.image] for entry in entries]
+        semantic, fine = (torch.stack(kind) for kind in zip(*maps, strict=True))
+        planes = torch.stack([self.planes(entry, reading) for entry in entries])
+        prototypes, weights = self.guide(semantic, fine, planes)
+        turned = [prototypes.roll(-step, 0) for step in range(1, reading.shots + 1)]
+        shares = [weights.roll(-step, 0).unsqueeze(2) for step in range(1, reading.shots + 1)]
+        total = torch.stack(shares).sum(0).clamp(min=1e-6)
+        merged = torch.stack([a * b for a, b in zip(turned, shares, strict=True)]).sum(0) / total
+        margins = self.model.decode.margins(semantic, fine, merged)[1]
+        truth = self.pack.masks[[entry.mask for entry in entries]] > 0
+        found = (
+            functional.interpolate(
+                margins, size=truth.shape[1:], mode="bilinear", align_corners=False
+            )[:, 0]
+            > 0
         )
-        found = (scores[0, 1] > scores[0, 0]).numpy()
-        intersection += int((found & truth).sum())
-        union += int((found | truth).sum())
-    return intersection / max(union, 1)
+        shared, covered = int((found & truth).sum()), int((found | truth).sum())
+        return 100 * shared / max(covered, 1)
 
 
-def read_set(images: AnnotatedSet, reading: Reading) -> dict[str, float]:
-    """Returns the intersection over union of every class."""
-    return {category: read_category(images, category, reading) for category in images.index}
-
-
-def report(
-    features: Features,
-    data: Path,
-    sets: Iterable[str],
-    readings: Iterable[Reading],
-    fold: int | None = None,
+def read_pack(
+    model: CompactModel, pack: Pack, classes: Mapping[str, frozenset[str] | None], size: int = 320
 ) -> dict[str, dict[str, float]]:
-    """Reads sets and returns {set: {reading: mean in per cent}}; all readings share one image size.
+    """Reads sets of a pack and returns {set: {reading: mean over classes in per cent}}.
 
     Args:
-        features: The trunk's features.
-        data: Folder of annotated sets.
-        sets: Names of sets.
-        readings: How to read them.
-        fold: Keep only the classes of this fold, in sets that have folds.
+        model: The model, on the pack's device.
+        pack: The pictures.
+        classes: Sets, and which of their classes; None for all.
+        size: Side of the network's input.
     """
-    readings, results = list(readings), {}
-    for name in sets:
-        folds = data / name / "folds.json"
-        kept = None
-        if fold is not None and folds.exists():
-            kept = [
-                category
-                for category, number in json.loads(folds.read_text()).items()
-                if number == fold
-            ]
-        images = AnnotatedSet(data / name, features, readings[0].size, kept)
-        results[name] = {
-            str(reading): round(100 * float(np.mean(list(read_set(images, reading).values()))), 1)
-            for reading in readings
+    results: dict[str, dict[str, float]] = {}
+    for origin, wanted in classes.items():
+        entries = [
+            entry
+            for entry in pack.entries
+            if entry.origin == origin and (wanted is None or entry.category in wanted)
+        ]
+        held = PackedSet(model, pack, entries, size)
+        results[origin] = {
+            str(reading): round(
+                float(np.mean([held.read_class(name, reading) for name in held.index])), 2
+            )
+            for reading in READINGS
         }
     return results

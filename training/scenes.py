@@ -9,180 +9,127 @@ the rest are to be found.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from training.views import warp
+from training.views import chance, uniform, warp
 
+COPIES = 6
+"""Most figures pasted onto one photograph."""
 
-def _number(rng: torch.Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand(1, generator=rng))
-
-
-def _whole(rng: torch.Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high + 1, (1,), generator=rng))
+BLOBS = 16
+"""Most blobs of one scene."""
 
 
-def _placing(rng: torch.Generator, low: float, high: float) -> Tensor:
-    """Returns a window [1, 2, 3] that shows a picture shrunk, turned and moved."""
-    scale, turn = _number(rng, low, high), _number(rng, -0.6, 0.6)
-    side = -1.0 if _number(rng, 0, 1) < 0.5 else 1.0
-    room = max(0.0, 1 - 0.7 * scale)
-    x, y = _number(rng, -room, room), _number(rng, -room, room)
-    linear = (
-        torch.tensor(
-            [[side * math.cos(turn), -math.sin(turn)], [side * math.sin(turn), math.cos(turn)]]
-        )
-        / scale
-    )
-    return torch.cat([linear, linear @ torch.tensor([[-x], [-y]])], 1).unsqueeze(0)
-
-
-def _paste(
-    scene: Tensor,
-    planes: Tensor,
-    way: int,
-    figure: Tensor,
-    rng: torch.Generator,
-    scale: tuple[float, float],
-) -> None:
-    """Pastes one copy of a figure [1, 4, h, w] (colour and mask); way -1 leaves it unlabelled."""
-    grid = functional.affine_grid(
-        _placing(rng, *scale), [1, 4, *scene.shape[-2:]], align_corners=False
-    )
-    copy = functional.grid_sample(figure, grid, padding_mode="zeros", align_corners=False)[0]
-    alpha = copy[3:]
-    light = _number(rng, 0.85, 1.15)
-    scene.mul_(1 - alpha).add_((copy[:3] * light).clamp(0, 1) * alpha)
-    planes[:, alpha[0] > 0.5] = 0
-    if way >= 0:
-        planes[way, alpha[0] > 0.5] = 1
+def _placings(count: int, scale: Tensor, rng: torch.Generator) -> Tensor:
+    """Returns windows [count, 2, 3] that show pictures shrunk by `scale`, turned and moved."""
+    turn = uniform(count, -0.6, 0.6, rng)
+    side = torch.where(chance(count, rng) < 0.5, -1.0, 1.0)
+    room = (1 - 0.7 * scale).clamp(min=0)
+    x, y = uniform(count, -1, 1, rng) * room, uniform(count, -1, 1, rng) * room
+    cos, sin = turn.cos() / scale, turn.sin() / scale
+    top = torch.stack([side * cos, -sin, -(side * cos * x - sin * y)], 1)
+    bottom = torch.stack([side * sin, cos, -(side * sin * x + cos * y)], 1)
+    return torch.stack([top, bottom], 1)
 
 
 def collages(
-    grounds: Tensor, figures: list[Tensor], ways: int, rng: torch.Generator
+    grounds: Tensor, figures: Tensor, ways: int, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Pastes copies of figures onto photographs.
 
     Args:
-        grounds: Photographs in [0, 1], [count, 3, h, w].
-        figures: Cut-outs [1, 4, h, w], colour and mask; those after the first `ways` distract.
+        grounds: Photographs in [0, 1], [tasks, pictures, 3, side, side].
+        figures: Cut-outs, colour and mask, [tasks, ways + 1, 4, h, w]; the last distracts.
         ways: Number of classes.
         rng: Source of chance.
 
     Returns:
-        Scenes [count, 3, h, w] and class planes [count, ways, h, w] of zeros and ones.
+        Scenes [tasks * pictures, 3, side, side], and numbers of the pasted copies, int64
+        [tasks * pictures, ways, side, side].
     """
-    scenes, planes = grounds.clone(), torch.zeros(len(grounds), ways, *grounds.shape[-2:])
-    middle = [_number(rng, 0.2, 0.5) for _ in figures]
-    for scene, plane in zip(scenes, planes, strict=True):
-        copies = [
-            number
-            for number in range(len(figures))
-            for _ in range(_whole(rng, 1, 5 if middle[number] < 0.35 else 2))
-        ]
-        for place in torch.randperm(len(copies), generator=rng).tolist():
-            number = copies[place]
-            scale = (0.75 * middle[number], 1.3 * middle[number])
-            _paste(scene, plane, number if number < ways else -1, figures[number], rng, scale)
-    return scenes, planes
+    tasks, pictures, _, side, _ = grounds.shape
+    count = tasks * pictures
+    scenes = grounds.flatten(0, 1).clone()
+    parts = torch.zeros(count, ways, side, side, dtype=torch.long, device=scenes.device)
+    task = torch.arange(tasks, device=scenes.device).repeat_interleave(pictures)
+    middle = 0.2 + 0.35 * chance(tasks, rng, ways + 1)
+    crowd = 1 + (chance(count, rng) * COPIES).long()
+    distracted = (chance(tasks, rng) < 0.7)[task]
+    for copy in range(COPIES):
+        kind = (chance(count, rng) * (ways + 1)).long()
+        kind = torch.where((kind == ways) & ~distracted, 0, kind)
+        kind = torch.full_like(kind, copy % ways) if copy < ways else kind
+        scale = middle[task, kind] * uniform(count, 0.75, 1.3, rng)
+        pasted = warp(figures[task, kind], _placings(count, scale, rng), side, padding_mode="zeros")
+        alpha = pasted[:, 3:] * (copy < crowd).view(-1, 1, 1, 1)
+        light = uniform(count, 0.85, 1.15, rng).view(-1, 1, 1, 1)
+        scenes = scenes * (1 - alpha) + (pasted[:, :3] * light).clamp(0, 1) * alpha
+        number = (kind.unsqueeze(1) == torch.arange(ways, device=kind.device)) * (copy + 1)
+        parts = torch.where(alpha > 0.5, number[:, :, None, None], parts)
+    return scenes, parts
 
 
-@dataclass(frozen=True)
-class _Look:
-    """How the blobs of one kind look."""
-
-    colour: Tensor
-    texture: Tensor
-    grain: float
-    radius: float
-    spread: float
-    power: float
-    stretch: float
-    rim: float
-    softness: float
+def _palette(tasks: int, rng: torch.Generator) -> Tensor:
+    """Returns colours [tasks, 3, 3] of ground, class and distractor; the class stands out."""
+    colours = chance(tasks, rng, 12, 3, 3)
+    dull = (chance(tasks, rng) < 0.4).view(-1, 1, 1, 1)
+    colours = torch.where(dull, colours.mean(3, keepdim=True) + 0.1 * (colours - 0.5), colours)
+    gaps = (colours[:, :, 1:2] - colours[:, :, [0, 2]]).abs().amax(3).amin(2)
+    # The best of a few random tries stands out clearly, of two only somewhat.
+    gaps[:, 2:] -= 2.0 * (chance(tasks, rng) < 0.6).unsqueeze(1)
+    best = gaps.argmax(1)
+    return colours[torch.arange(tasks, device=best.device), best]
 
 
-def _random_look(colour: Tensor, textures: Tensor, rng: torch.Generator) -> _Look:
-    texture = textures[_whole(rng, 0, len(textures) - 1)].mean(0, keepdim=True)
-    texture = warp(
-        (texture - texture.mean()).unsqueeze(0), _placing(rng, 0.5, 3.0), texture.shape[-1]
-    )[0]
-    return _Look(
-        colour=colour.view(3, 1, 1),
-        texture=texture,
-        grain=_number(rng, 0, 0.8) ** 2 * 2,
-        radius=math.exp(_number(rng, math.log(4), math.log(36))),
-        spread=_number(rng, 0.05, 0.4),
-        power=_number(rng, 1.6, 4.0),
-        stretch=_number(rng, 1.0, 2.0),
-        rim=_number(rng, -0.4, 0.4) if _number(rng, 0, 1) < 0.5 else 0.0,
-        softness=_number(rng, 0.5, 3.0),
-    )
-
-
-def _blob(look: _Look, side: int, rng: torch.Generator) -> tuple[Tensor, Tensor, slice, slice]:
-    """Returns opacity and relative depth of one blob, and the rows and columns they cover."""
-    radius = max(2.5, look.radius * math.exp(look.spread * float(torch.randn(1, generator=rng))))
-    stretch, turn = math.sqrt(_number(rng, 1.0, look.stretch)), _number(rng, 0, math.pi)
-    x, y = _number(rng, 0, side), _number(rng, 0, side)
-    reach = radius * 1.6 + 4
-    rows = slice(max(0, int(y - reach)), min(side, int(y + reach) + 1))
-    columns = slice(max(0, int(x - reach)), min(side, int(x + reach) + 1))
-    down = torch.arange(rows.start, rows.stop).view(-1, 1) - y
-    across = torch.arange(columns.start, columns.stop).view(1, -1) - x
-    along = (math.cos(turn) * across + math.sin(turn) * down).abs() / (radius * stretch)
-    beside = (math.cos(turn) * down - math.sin(turn) * across).abs() * stretch / radius
-    depth = 1 - (along**look.power + beside**look.power) ** (1 / look.power)
-    return (depth * radius / look.softness + 0.5).clamp(0, 1), depth, rows, columns
-
-
-def _palette(rng: torch.Generator) -> Tensor:
-    """Returns colours [3, 3] of ground, class and distractor; the class stands out from both."""
-    while True:
-        colours = torch.rand(3, 3, generator=rng)
-        if _number(rng, 0, 1) < 0.4:
-            colours = colours.mean(1, keepdim=True).expand(3, 3) + 0.1 * (colours - 0.5)
-        gaps = (colours[1] - colours[[0, 2]]).abs().amax(1)
-        if float(gaps[0]) > 0.12 and float(gaps[1]) > 0.2:
-            return colours
-
-
-def blob_scenes(count: int, textures: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def blob_scenes(textures: Tensor, pictures: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draws scenes of many blobs of one look on one ground, with or without blobs of another look.
 
     Args:
-        count: Number of scenes that share their looks.
-        textures: Photographs in [0, 1] whose brightness gives textures, [some, 3, side, side].
+        textures: Brightness of photographs in [0, 1] for ground, class and distractor,
+            [tasks, 3, side, side].
+        pictures: Scenes that share their looks.
         rng: Source of chance.
 
     Returns:
-        Scenes [count, 3, side, side] and the blobs of the class [count, 1, side, side].
+        Scenes [tasks * pictures, 3, side, side], and numbers of the blobs of the class, int64
+        [tasks * pictures, 1, side, side].
     """
-    side, palette = textures.shape[-1], _palette(rng)
-    ground = _random_look(palette[0], textures, rng)
-    looks = [_random_look(colour, textures, rng) for colour in palette[1:]]
-    crowd = [_whole(rng, 3, max(4, int(26 - look.radius * 0.55))) for look in looks]
-    if _number(rng, 0, 1) < 0.4:
-        crowd[1] = 0
-    slope = torch.linspace(-0.5, 0.5, side).view(1, 1, -1) * _number(rng, -0.3, 0.3)
-    scenes = (
-        (ground.colour + ground.grain * ground.texture + slope).expand(count, 3, side, side).clone()
-    )
-    planes = torch.zeros(count, 1, side, side)
-    for scene, plane in zip(scenes, planes, strict=True):
-        kinds = torch.tensor([0] * crowd[0] + [1] * crowd[1])
-        for kind in kinds[torch.randperm(len(kinds), generator=rng)].tolist():
-            look = looks[kind]
-            alpha, depth, rows, columns = _blob(look, side, rng)
-            paint = (
-                look.colour
-                + look.grain * look.texture[:, rows, columns]
-                + look.rim * (0.3 - depth).clamp(0, 0.3) * 3
-            )
-            scene[:, rows, columns] = scene[:, rows, columns] * (1 - alpha) + paint * alpha
-            plane[:, rows, columns] = torch.where(alpha > 0.5, 1.0 - kind, plane[:, rows, columns])
-    return scenes.clamp(0, 1), planes
+    tasks, _, side, _ = textures.shape
+    count = tasks * pictures
+    task = torch.arange(tasks, device=textures.device).repeat_interleave(pictures)
+    grain = 2 * (0.8 * chance(tasks, rng, 3)) ** 2
+    textures = (textures - textures.mean((2, 3), keepdim=True)) * grain[:, :, None, None]
+    paint = (_palette(tasks, rng)[..., None, None] + textures.unsqueeze(2))[task]
+    radius = torch.exp(math.log(5) + chance(tasks, rng, 2) * math.log(8))
+    spread, power = 0.05 + 0.35 * chance(tasks, rng, 2), 1.6 + 2.4 * chance(tasks, rng, 2)
+    soft, rim = 0.5 + 2.5 * chance(tasks, rng, 2), 0.8 * chance(tasks, rng, 2) - 0.4
+    alone = (chance(tasks, rng) < 0.4)[task]
+    crowd = 3 + (chance(count, rng) * (BLOBS - 3)).long()
+    scenes, places = paint[:, 0], torch.arange(side, device=textures.device)
+    parts = torch.zeros(count, 1, side, side, dtype=torch.long, device=textures.device)
+    rows = torch.arange(count, device=textures.device)
+    for blob in range(BLOBS):
+        kind = torch.where(alone, 0, (chance(count, rng) < 0.4).long())
+        kind = torch.zeros_like(kind) if blob == 0 else kind
+        size = radius[task, kind] * torch.exp(
+            spread[task, kind] * (chance(count, rng) + chance(count, rng) - 1) * 2
+        )
+        stretch, turn = uniform(count, 1.0, 1.35, rng), uniform(count, 0, math.pi, rng)
+        y, x = uniform(count, 0, side, rng), uniform(count, 0, side, rng)
+        down = (places.view(1, -1, 1) - y.view(-1, 1, 1)).float()
+        across = (places.view(1, 1, -1) - x.view(-1, 1, 1)).float()
+        cos, sin = turn.cos().view(-1, 1, 1), turn.sin().view(-1, 1, 1)
+        along = (cos * across + sin * down).abs() / (size * stretch).view(-1, 1, 1)
+        beside = (cos * down - sin * across).abs() * (stretch / size).view(-1, 1, 1)
+        exponent = power[task, kind].view(-1, 1, 1)
+        bulk = (along + 1e-4) ** exponent + (beside + 1e-4) ** exponent
+        depth = (1 - bulk ** (1 / exponent)).unsqueeze(1)
+        edge = (size / soft[task, kind]).view(-1, 1, 1, 1)
+        alpha = (depth * edge + 0.5).clamp(0, 1) * (blob < crowd).view(-1, 1, 1, 1)
+        shade = 3 * rim[task, kind].view(-1, 1, 1, 1) * (0.3 - depth).clamp(0, 0.3)
+        scenes = scenes * (1 - alpha) + (paint[rows, 1 + kind] + shade) * alpha
+        number = torch.where(kind == 0, blob + 1, 0).view(-1, 1, 1, 1)
+        parts = torch.where(alpha > 0.5, number, parts)
+    return scenes.clamp(0, 1), parts

@@ -1,167 +1,133 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Few-shot tasks drawn from a pack: pictures of one task with the masks of its classes."""
+"""Few-shot tasks drawn from a pack: which pictures, which masks, which kind of scene."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from training.pack import Entry, Pack
-from training.scenes import blob_scenes, collages
 
-CHANCES = {
-    "category": 0.36,
-    "instance": 0.17,
-    "region": 0.13,
-    "collage": 0.17,
-    "blobs": 0.17,
-}
+CHANCES = {"category": 0.5, "instance": 0.16, "region": 0.08, "collage": 0.14, "blobs": 0.12}
 """How often each kind of task is drawn."""
 
 SET_CHANCES = {
-    "coco-mini": 0.6,
-    "ccp-fashion": 0.16,
+    "coco-mini": 0.62,
+    "ccp-fashion": 0.14,
     "davis16-20x10": 0.08,
     "magnetic-tile": 0.06,
     "saliency": 0.1,
 }
 """How often a task of a category comes from each set."""
 
+ANY_PART = 0
+"""In place of the number of a part: all of a mask."""
+
+Numbers = NDArray[np.int64]
+
 
 @dataclass(frozen=True)
-class Task:
-    """Pictures of one task, before views are taken of them.
+class Drawn:
+    """Tasks of equal numbers of pictures and ways, as indices into a pack.
 
     Attributes:
-        kind: Kind of the task.
-        images: uint8 [count, side, side, 3].
-        masks: uint8 [count, ways, side, side], 0 or 255.
+        kinds: Kind of each task; collages and blobs take their pictures as grounds and textures.
+        images: [tasks, pictures].
+        masks: [tasks, pictures, ways]; -1 where there is none.
+        parts: Number of the part of the mask that counts, [tasks, pictures, ways], or `ANY_PART`.
+        figures: Image and mask of the cut-outs of a collage, [tasks, ways + 1, 2].
     """
 
-    kind: str
-    images: Tensor
-    masks: Tensor
+    kinds: tuple[str, ...]
+    images: Numbers
+    masks: Numbers
+    parts: Numbers
+    figures: Numbers
 
 
 class TaskSource:
     """Draws tasks."""
 
     def __init__(
-        self, pack: Pack, rng: torch.Generator, left_out: frozenset[str] = frozenset()
+        self, pack: Pack, rng: np.random.Generator, left_out: frozenset[str] = frozenset()
     ) -> None:
         """Draws from `pack`; no picture of a class in `left_out` is ever drawn with a mask."""
         self.pack, self.rng = pack, rng
         hidden = {entry.image for entry in pack.entries if entry.category in left_out}
-        self.masked = [
-            entry for entry in pack.entries if entry.mask >= 0 and entry.image not in hidden
-        ]
-        self.figures = [entry for entry in self.masked if entry.origin == "saliency"]
+        masked = [entry for entry in pack.entries if entry.mask >= 0 and entry.image not in hidden]
+        self.figures = [entry for entry in masked if entry.origin == "saliency"]
         self.single = [
-            entry
-            for entry in self.masked
-            if entry.origin in ("saliency", "davis16-20x10", "coco-mini")
+            entry for entry in masked if entry.origin in ("saliency", "davis16-20x10", "coco-mini")
         ]
         classes: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
-        for entry in self.masked:
+        for entry in masked:
             if entry.category != "figure":
                 classes[entry.origin][entry.category].append(entry)
-        self.classes = {
+        self.classes: Mapping[str, Sequence[Sequence[Entry]]] = {
             origin: [found for found in sets.values() if len(found) > 1]
             for origin, sets in classes.items()
         }
-        self.by_image = {(entry.image, entry.category): entry.mask for entry in self.masked}
+        self.by_image = {(entry.image, entry.category): entry.mask for entry in masked}
+        self.photographs = [entry.image for entry in pack.entries if entry.mask < 0]
 
-    def draw(self, count: int) -> Task:
-        """Draws a task of `count` pictures."""
-        kind = self._name(CHANCES)
-        images, masks = getattr(self, f"_{kind}")(count)
-        return Task(kind, images, masks)
+    def draw(self, tasks: int, pictures: int, ways: int) -> Drawn:
+        """Draws tasks; those that know one class only leave the masks of other ways empty."""
+        kinds = tuple(sorted(self._name(CHANCES) for _ in range(tasks)))
+        images = np.zeros((tasks, pictures), np.int64)
+        masks = np.full((tasks, pictures, ways), -1, np.int64)
+        parts = np.zeros((tasks, pictures, ways), np.int64)
+        figures = np.zeros((tasks, ways + 1, 2), np.int64)
+        for task, kind in enumerate(kinds):
+            getattr(self, f"_{kind}")(images[task], masks[task], parts[task])
+            for place in range(ways + 1):
+                figure = self._one(self.figures)
+                figures[task, place] = figure.image, figure.mask
+        return Drawn(kinds, images, masks, parts, figures)
 
-    def _whole(self, limit: int) -> int:
-        return int(torch.randint(limit, (1,), generator=self.rng))
+    def _one(self, among: Sequence[Entry]) -> Entry:
+        return among[int(self.rng.integers(len(among)))]
 
-    def _chance(self) -> float:
-        return float(torch.rand(1, generator=self.rng))
+    def _name(self, chances: Mapping[str, float]) -> str:
+        weights = np.array(list(chances.values()))
+        return list(chances)[int(self.rng.choice(len(weights), p=weights / weights.sum()))]
 
-    def _name(self, chances: dict[str, float]) -> str:
-        weights = torch.tensor(list(chances.values()))
-        return list(chances)[int(torch.multinomial(weights, 1, generator=self.rng))]
-
-    def _images(self, numbers: list[int]) -> Tensor:
-        return torch.from_numpy(np.stack([self.pack.images[number] for number in numbers]))
-
-    def _category(self, count: int) -> tuple[Tensor, Tensor]:
-        """Pictures of one class of a set, or of two."""
-        groups = self.classes[self._name(SET_CHANCES)]
-        ways = 2 if self._chance() < 0.3 else 1
-        chosen = [
-            groups[place]
-            for place in torch.randperm(len(groups), generator=self.rng)[:ways].tolist()
-        ]
-        entries: list[Entry] = []
-        for number in range(count):
+    def _category(self, images: Numbers, masks: Numbers, parts: Numbers) -> None:
+        """Pictures of one class of a set, or of several."""
+        present = {name: SET_CHANCES[name] for name in SET_CHANCES if self.classes.get(name)}
+        groups = self.classes[self._name(present)]
+        ways = min(masks.shape[1], len(groups))
+        chosen = [groups[place] for place in self.rng.permutation(len(groups))[:ways]]
+        taken: set[int] = set()
+        for number in range(len(images)):
             group = chosen[number % ways]
-            taken = {entry.image for entry in entries}
             fresh = [entry for entry in group if entry.image not in taken] or group
-            entries.append(fresh[self._whole(len(fresh))])
-        masks = np.zeros((count, ways, *self.pack.masks.shape[1:]), np.uint8)
-        for number, entry in enumerate(entries):
-            for way, group in enumerate(chosen):
-                mask = self.by_image.get((entry.image, group[0].category))
-                if mask is not None:
-                    masks[number, way] = self.pack.masks[mask]
-        return self._images([entry.image for entry in entries]), torch.from_numpy(masks)
+            images[number] = self._one(fresh).image
+            taken.add(int(images[number]))
+            for way, listed in enumerate(chosen):
+                masks[number, way] = self.by_image.get((images[number], listed[0].category), -1)
 
-    def _instance(self, count: int) -> tuple[Tensor, Tensor]:
+    def _instance(self, images: Numbers, masks: Numbers, parts: Numbers) -> None:
         """One picture again and again, with its figure."""
-        entry = self.single[self._whole(len(self.single))]
-        mask = torch.from_numpy(self.pack.masks[entry.mask].copy())
-        return self._images([entry.image] * count), mask.expand(count, 1, -1, -1)
+        entry = self._one(self.single)
+        images[:], masks[:, 0] = entry.image, entry.mask
 
-    def _region(self, count: int) -> tuple[Tensor, Tensor]:
-        """One photograph again and again, with one of its regions of even appearance."""
-        place = self._whole(len(self.pack.regions))
-        regions = self.pack.regions[place]
-        if not regions.max():
-            return self._instance(count)
-        mask = torch.from_numpy(
-            (regions == 1 + self._whole(int(regions.max()))).astype(np.uint8) * 255
-        )
-        return self._images([int(self.pack.region_images[place])] * count), mask.expand(
-            count, 1, -1, -1
-        )
+    def _region(self, images: Numbers, masks: Numbers, parts: Numbers) -> None:
+        """One photograph again and again, with regions of even appearance."""
+        place = int(self.rng.integers(len(self.pack.region_images)))
+        images[:] = self.pack.region_images[place]
+        masks[:] = self.pack.first_region + place
+        parts[:] = 1 + self.rng.permutation(8)[: parts.shape[1]]
 
-    def _photographs(self, count: int) -> Tensor:
-        places = [
-            int(self.pack.region_images[self._whole(len(self.pack.regions))]) for _ in range(count)
-        ]
-        return self._images(places).permute(0, 3, 1, 2).float() / 255.0
+    def _collage(self, images: Numbers, masks: Numbers, parts: Numbers) -> None:
+        """Grounds to paste figures on, mostly one and the same."""
+        self._blobs(images, masks, parts)
+        if self.rng.random() < 0.6:
+            images[:] = images[0]
 
-    def _cut_out(self) -> Tensor:
-        """Returns a figure filling its frame, colour and mask, [1, 4, side, side]."""
-        entry = self.figures[self._whole(len(self.figures))]
-        mask = torch.from_numpy(self.pack.masks[entry.mask].copy())
-        colour = torch.from_numpy(self.pack.images[entry.image].copy()).permute(2, 0, 1)
-        return torch.cat([colour, mask[None]]).float().unsqueeze(0) / 255.0
-
-    def _collage(self, count: int) -> tuple[Tensor, Tensor]:
-        """Copies of cut-out figures on photographs, mostly on one and the same."""
-        ways = 2 if self._chance() < 0.3 else 1
-        figures = [self._cut_out() for _ in range(ways + int(self._chance() < 0.7))]
-        grounds = self._photographs(count)
-        if self._chance() < 0.6:
-            grounds = grounds[:1].repeat(count, 1, 1, 1)
-        return _to_bytes(*collages(grounds, figures, ways, self.rng))
-
-    def _blobs(self, count: int) -> tuple[Tensor, Tensor]:
-        """Blobs of one look."""
-        return _to_bytes(*blob_scenes(count, self._photographs(3), self.rng))
-
-
-def _to_bytes(scenes: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
-    images = (scenes * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    return images, (planes * 255).to(torch.uint8)
+    def _blobs(self, images: Numbers, masks: Numbers, parts: Numbers) -> None:
+        """Any photographs."""
+        images[:] = self.rng.choice(self.photographs, len(images))

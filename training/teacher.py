@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.runs import quick_bfloat16
+
 MARGIN = 16
 """Pixels by which the teacher's picture is wider and higher than the student's."""
 
@@ -37,9 +39,10 @@ def _folded(
 class Teacher(nn.Module):
     """MobileNetV1 up to its eleventh pair of layers, frozen, with batch norms folded."""
 
-    def __init__(self, archive: Path) -> None:
-        """Reads the weights of `archive`."""
+    def __init__(self, archive: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Reads the weights of `archive`, to compute in `dtype`."""
         super().__init__()
+        self.dtype = dtype
         arrays = dict(np.load(archive))
         self._store("stem", *_folded(arrays, "conv1__kernel", "conv1_bn", depthwise=False))
         for layer in range(1, _DEPTH + 1):
@@ -50,12 +53,17 @@ class Teacher(nn.Module):
                     *_folded(arrays, f"{name}__{kernel}", f"{name}_bn", depthwise=part == "dw"),
                 )
 
+    @classmethod
+    def on(cls, device: str, archive: Path) -> Teacher:
+        """Reads a teacher onto a device, in the numbers that it computes with quickly."""
+        return cls(archive, torch.bfloat16 if quick_bfloat16(device) else torch.float32).to(device)
+
     def _store(self, name: str, weight: Tensor, bias: Tensor) -> None:
         self.register_buffer(
             f"{name}_weight",
-            weight.to(torch.bfloat16).contiguous(memory_format=torch.channels_last),
+            weight.to(self.dtype).contiguous(memory_format=torch.channels_last),
         )
-        self.register_buffer(f"{name}_bias", bias.to(torch.bfloat16))
+        self.register_buffer(f"{name}_bias", bias.to(self.dtype))
 
     def _convolve(self, maps: Tensor, name: str, stride: int, groups: int = 1) -> Tensor:
         weight, bias = self.get_buffer(f"{name}_weight"), self.get_buffer(f"{name}_bias")
@@ -75,7 +83,7 @@ class Teacher(nn.Module):
         Args:
             pictures: RGB in [0, 1], [count, 3, side + MARGIN, side + MARGIN].
         """
-        maps = (pictures * 2 - 1).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        maps = (pictures * 2 - 1).to(self.dtype).contiguous(memory_format=torch.channels_last)
         side = pictures.shape[-1] - MARGIN
         wanted = {layer: (name, stride) for name, (layer, stride) in LEVELS.items()}
         maps, found = self._convolve(maps, "stem", 2), {}

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trunk of FewSeg's own default model, `compact`.
+"""FewSeg's own default model, `compact`: a trunk, prototypes, and a learned reading of them.
 
-`compact` is a prototype segmentor: masked-average prototypes and 20 * cosine scores on the features
-of this trunk. The trunk is built for a processor with few cores and for sharp masks:
+It is a prototype segmentor that is built for a processor with few cores and for sharp masks:
 
 * Every halving of the grid uses an even kernel (4x4 in the stem, 2x2 below), so cell (i, j) of a
   map of stride s is centred on pixel s * (i + 1/2) - 1/2. Feature grids and half-pixel bilinear
   resizes then agree exactly; a 3x3 kernel with padding one would shift every map by almost half a
   cell, and masks with it.
 * A residual block is a depthwise convolution followed by two pointwise ones. No gates and no
-  attention: after the batch norms are folded, the graph is convolutions, ReLU, additions and two
+  attention: after the batch norms are folded, the graph is convolutions, ReLU, additions and
   bilinear resizes.
 * Most weights sit at stride 16, where 5x5 depthwise kernels see nearly the whole image. A top-down
-  path brings that meaning back to stride 4 and mixes it with colour and texture, because many
-  pictures to segment (coins, stained tissue, galaxies) hold no everyday object at all.
+  path brings that meaning to stride 8 (`semantic`) and a thin one mixes it with colour and texture
+  at stride 4 (`fine`), because many pictures to segment (coins, stained tissue, galaxies) hold no
+  everyday object at all. Both maps have unit length in every cell.
+* The guidance of a shot is the masked average of both maps under each plane. Of a query, cosines
+  to the prototypes give a first margin; what it finds most surely gives prototypes of the query's
+  own (self-support); a small network, which sees comparisons and not classes, completes the figure.
 
-The only dependency is torch, so that the exporter can use this file without the training code.
 """
 
 from __future__ import annotations
@@ -26,11 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-"""Mean of RGB values in [0, 1] that the input is normalised with."""
-
-IMAGE_STD = (0.229, 0.224, 0.225)
-"""Standard deviation of RGB values in [0, 1] that the input is normalised with."""
+from export.methods.blocks import IMAGE_MEAN, IMAGE_STD
+from export.methods.prototypes import PrototypeGuide
 
 
 def _convolution(
@@ -93,20 +92,20 @@ class TopDownFusion(nn.Module):
 
 
 class CompactTrunk(nn.Module):
-    """Light convolutional trunk: a normalised RGB image to one map of stride four.
+    """Light convolutional trunk: a normalised RGB image to a map of meaning and one of detail.
 
     The height and width of the image must be multiples of 16.
 
     Attributes:
-        feature_channels: Channels of the map that `forward` returns.
-        stride: Pixels per cell of that map.
+        semantic_channels: Channels of the first map, of stride 8.
+        fine_channels: Channels of the second, of stride 4.
     """
 
-    feature_channels: int = 96
-    stride: int = 4
+    semantic_channels: int = 160
+    fine_channels: int = 32
 
-    def __init__(self) -> None:
-        """Builds the trunk with random weights."""
+    def __init__(self, depth: int = 8) -> None:
+        """Builds the trunk with random weights; `depth` blocks at stride 16."""
         super().__init__()
         self.stem = _convolution(3, 32, 4, stride=2)
         self.fine = nn.Sequential(_convolution(32, 64, 2, stride=2), ResidualBlock(64, 3))
@@ -114,11 +113,12 @@ class CompactTrunk(nn.Module):
             _convolution(64, 128, 2, stride=2), ResidualBlock(128, 5), ResidualBlock(128, 5)
         )
         self.coarse = nn.Sequential(
-            _convolution(128, 256, 2, stride=2), *(ResidualBlock(256, 5) for _ in range(6))
+            _convolution(128, 256, 2, stride=2), *(ResidualBlock(256, 5) for _ in range(depth))
         )
-        self.fuse_middle = TopDownFusion(256, 128, 128)
-        self.fuse_fine = TopDownFusion(128, 64, self.feature_channels)
-        self.head = nn.Conv2d(self.feature_channels, self.feature_channels, 1)
+        self.fuse_semantic = TopDownFusion(256, 128, self.semantic_channels)
+        self.semantic_head = nn.Conv2d(self.semantic_channels, self.semantic_channels, 1)
+        self.fuse_fine = TopDownFusion(self.semantic_channels, 64, self.fine_channels)
+        self.fine_head = nn.Conv2d(self.fine_channels, self.fine_channels, 1)
 
     def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the bottom-up maps of strides 4, 8 and 16 (64, 128 and 256 channels)."""
@@ -126,34 +126,199 @@ class CompactTrunk(nn.Module):
         middle = self.middle(fine)
         return fine, middle, self.coarse(middle)
 
-    def fuse(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
-        """Returns the feature map of the three maps that `pyramid` gives."""
-        features: Tensor = self.head(self.fuse_fine(self.fuse_middle(coarse, middle), fine))
-        return features
+    def fuse(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns both feature maps, before they are brought to unit length."""
+        semantic = self.fuse_semantic(coarse, middle)
+        detail = self.fine_head(self.fuse_fine(semantic, fine))
+        return self.semantic_head(semantic), detail
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Computes features.
 
         Args:
             images: Normalised RGB, float [batch, 3, height, width].
 
         Returns:
-            Features, float [batch, feature_channels, height / 4, width / 4], of either sign.
+            `semantic`, float [batch, 160, height / 8, width / 8], and `fine`, float [batch, 32,
+            height / 4, width / 4]; cells have unit length.
         """
-        return self.fuse(*self.pyramid(images))
+        semantic, fine = self.fuse(*self.pyramid(images))
+        return unit_length(semantic.float()), unit_length(fine.float())
+
+
+def unit_length(maps: Tensor, dim: int = 1) -> Tensor:
+    """Divides by the root of the sum of squares along `dim`, at least 1e-4; zero stays zero."""
+    # The bound comes before the root, whose slope at zero is infinite.
+    return maps / (maps * maps).sum(dim, keepdim=True).clamp(min=1e-8).sqrt()
+
+
+class CompactFeatures(nn.Module):
+    """The `features` graph: a photograph's bytes to both maps."""
+
+    def __init__(self, trunk: CompactTrunk) -> None:
+        """Wraps a trained trunk."""
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes features of RGB uint8 [batch, H, W, 3]; see `CompactTrunk.forward`."""
+        maps: tuple[Tensor, Tensor] = self.trunk(
+            normalise_views(image.permute(0, 3, 1, 2).float() / 255.0)
+        )
+        return maps
+
+
+class CompactGuide(nn.Module):
+    """Features and annotation planes of one shot to its prototypes."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        """Fixes the height and width of the planes."""
+        super().__init__()
+        self.semantic = PrototypeGuide(size, (size[0] // 8, size[1] // 8))
+        self.fine = PrototypeGuide(size, (size[0] // 4, size[1] // 4))
+
+    def forward(self, semantic: Tensor, fine: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Averages both maps under each plane.
+
+        Args:
+            semantic: float32 [batch, 160, h / 8, w / 8].
+            fine: float32 [batch, 32, h / 4, w / 4].
+            planes: float32 [batch, 1 + ways, h, w] in [0, 1]; plane 0 is background.
+
+        Returns:
+            `prototypes` float32 [batch, 1 + ways, 192] and `weights` float32 [batch, 1 + ways], as
+            `PrototypeGuide` gives them.
+        """
+        meant, weights = self.semantic(semantic, planes)
+        looks, _ = self.fine(fine, planes)
+        return torch.cat([meant, looks], 2), weights
+
+
+class CompactDecode(nn.Module):
+    """Query features and prototypes to logits; every way is read by itself against background.
+
+    Attributes:
+        scales: Factors of the three margins of cosines: semantic, fine, self-support.
+    """
+
+    RELATIONS = 8
+
+    def __init__(self) -> None:
+        """Builds the reading with random weights."""
+        super().__init__()
+        semantic, fine = CompactTrunk.semantic_channels, CompactTrunk.fine_channels
+        self.scales = nn.Parameter(torch.tensor([16.0, 4.0, 4.0]))
+        self.relations = nn.Parameter(torch.randn(2, self.RELATIONS, semantic) * 0.5)
+        self.meaning = _convolution(semantic, 32)
+        self.enter = _convolution(32 + 2 * self.RELATIONS + 7, 64)
+        self.near = ResidualBlock(64, 5)
+        self.shrink = _convolution(64, 96, 2, stride=2)
+        self.far = nn.Sequential(ResidualBlock(96, 5), ResidualBlock(96, 5))
+        self.widen = _convolution(96, 64, active=False)
+        self.join = ResidualBlock(64, 3)
+        self.narrow = _convolution(64, 24, active=False)
+        self.detail = _convolution(fine, 24, active=False)
+        self.measures = nn.Conv2d(3, 24, 1)
+        self.edge = ResidualBlock(24, 3)
+        self.correction = nn.Conv2d(24, 1, 1)
+        nn.init.zeros_(self.correction.weight)
+        assert self.correction.bias is not None
+        nn.init.zeros_(self.correction.bias)
+
+    def margins(self, semantic: Tensor, fine: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the margins of cosines alone and the corrected ones, [batch, ways, h / 4, w / 4].
+
+        Args:
+            semantic: float32 [batch, 160, h / 8, w / 8].
+            fine: float32 [batch, 32, h / 4, w / 4].
+            prototypes: float32 [batch, 1 + ways, 192], background first.
+        """
+        batch, ways = prototypes.shape[0], prototypes.shape[1] - 1
+        rows, columns = semantic.shape[2], semantic.shape[3]
+        cells = semantic.flatten(2)
+        meant = unit_length(prototypes[..., : semantic.shape[1]], 2)
+        looks = unit_length(prototypes[..., semantic.shape[1] :], 2)
+        near_semantic = meant @ cells
+        near_fine = looks @ fine.flatten(2)
+        first = near_semantic[:, 1:] - near_semantic[:, :1]
+        details = (near_fine[:, 1:] - near_fine[:, :1]).reshape(batch, ways, *fine.shape[2:])
+        pooled = functional.avg_pool2d(details, 2).flatten(2)
+        found = self.scales[0] * first + self.scales[1] * pooled
+        own = self._own_prototypes(cells, found)
+        near_own = own @ cells
+        second = near_own[:, :ways] - near_own[:, ways:]
+        coarse = self.scales[0] * first + self.scales[2] * second
+        base = _double(coarse.reshape(batch, ways, rows, columns)) + self.scales[1] * details
+        background = near_semantic[:, :1].expand(-1, ways, -1)
+        own_figure, own_ground = near_own[:, :ways], near_own[:, ways:]
+        compared = [near_semantic[:, 1:], background, own_figure, own_ground]
+        measures = torch.stack([*compared, first, pooled, found / 8], 2)
+        seen = self._relations(meant, cells)
+        meaning = self.meaning(semantic).flatten(2).unsqueeze(1).expand(-1, ways, -1, -1)
+        stacked = torch.cat([meaning, seen, measures], 2).flatten(0, 1)
+        figure = self.enter(stacked.reshape(batch * ways, -1, rows, columns))
+        figure = self.near(figure)
+        wide = self.widen(self.far(self.shrink(figure)))
+        figure = self.join(functional.relu(figure + _double(wide)))
+        detail = self.detail(fine).unsqueeze(1).expand(-1, ways, -1, -1, -1).flatten(0, 1)
+        fine_background = near_fine[:, :1].expand(-1, ways, -1).reshape(details.shape)
+        looked = torch.stack([base / 8, details, fine_background], 2).flatten(0, 1)
+        joined = _double(self.narrow(figure)) + detail + self.measures(looked)
+        correction = self.correction(self.edge(functional.relu(joined)))
+        return base, base + correction.reshape(batch, ways, fine.shape[2], fine.shape[3])
+
+    def _relations(self, meant: Tensor, cells: Tensor) -> Tensor:
+        """Products of cells and prototypes summed with learned weights, [b, ways, 16, cells]."""
+        figure = meant[:, 1:, None] * self.relations[0]
+        ground = meant[:, :1, None] * self.relations[1]
+        weighed = torch.cat([figure, ground.expand(-1, figure.shape[1], -1, -1)], 2)
+        products: Tensor = weighed.flatten(1, 2) @ cells
+        return products.reshape(len(cells), -1, 2 * self.RELATIONS, cells.shape[2])
+
+    @staticmethod
+    def _own_prototypes(cells: Tensor, found: Tensor) -> Tensor:
+        """Prototypes of what the query shows most surely: of the ways, then of their grounds."""
+        likely = found.sigmoid()
+        figure = (likely - 0.6).clamp(min=0) + 1e-3 * likely
+        ground = (0.4 - likely).clamp(min=0) + 1e-3 * (1 - likely)
+        return unit_length(torch.cat([figure, ground], 1) @ cells.transpose(1, 2), 2)
+
+    def forward(self, semantic: Tensor, fine: Tensor, prototypes: Tensor) -> Tensor:
+        """Scores every cell for background, whose score is zero, and ways.
+
+        Returns:
+            `logits` float32 [batch, 1 + ways, 1, h / 4, w / 4].
+        """
+        margins = self.margins(semantic, fine, prototypes)[1]
+        return torch.cat([torch.zeros_like(margins[:, :1]), margins], 1).unsqueeze(2)
+
+
+def _double(maps: Tensor) -> Tensor:
+    """Brings maps to twice their grid, bilinear, half-pixel."""
+    return functional.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+class CompactModel(nn.Module):
+    """Everything of `compact` that is learned."""
+
+    def __init__(self) -> None:
+        """Builds it with random weights."""
+        super().__init__()
+        self.trunk = CompactTrunk()
+        self.decode = CompactDecode()
 
     @classmethod
-    def from_file(cls, path: str | Path) -> CompactTrunk:
-        """Returns a trunk in evaluation mode with the weights of a safetensors file."""
+    def from_file(cls, path: str | Path) -> CompactModel:
+        """Returns a model in evaluation mode with the weights of a safetensors file."""
         from safetensors.torch import load_file
 
-        trunk = cls()
-        trunk.load_state_dict(load_file(path))
-        return trunk.eval()
+        model = cls()
+        model.load_state_dict(load_file(path))
+        return model.eval()
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """Turns uint8 RGB [batch, 3, height, width] into the trunk's input."""
-    mean = torch.tensor(IMAGE_MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGE_STD, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels.float() / 255.0 - mean) / std
+def normalise_views(views: Tensor) -> Tensor:
+    """Turns RGB in [0, 1], [batch, 3, height, width], into the trunk's input."""
+    mean = torch.tensor(IMAGE_MEAN, device=views.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGE_STD, device=views.device).view(1, 3, 1, 1)
+    return (views - mean) / std

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prototype segmentation as three graphs: masked averages of features, and scaled cosines to them.
 
-PANet (Wang et al., ICCV 2019) and `compact` differ in their trunk only. The head has no weights, so
-the number of ways and of queries in a batch is free; height and width are fixed when it is built.
+PANet (Wang et al., ICCV 2019); `compact` takes its averages. The head has no weights, so the number
+of ways and of queries in a batch is free; height and width are fixed when it is built.
 """
 
 from __future__ import annotations

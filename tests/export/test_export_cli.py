@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from export import cli, sources
 from export.cli import app, parse_size
 from export.errors import ExportError
-from export.methods.compact import CompactTrunk
+from export.methods.compact import CompactModel
 from export.methods.panet import PanetTrunk
 from export.repository import list_families
 from export.torchvision_compat import import_torchvision
@@ -47,7 +47,7 @@ def test_what_is_no_size_is_refused(text):
 
 
 def test_compact_is_exported_listed_and_kept(tmp_path, stub_export):
-    save_file(CompactTrunk().state_dict(), tmp_path / "net.safetensors")
+    save_file(CompactModel().state_dict(), tmp_path / "net.safetensors")
     arguments = ("compact", "--out", tmp_path / "repo", "--size", 64)
     arguments += ("--checkpoint", tmp_path / "net.safetensors")
     status, output = run(*arguments)
@@ -61,7 +61,7 @@ def test_compact_is_exported_listed_and_kept(tmp_path, stub_export):
 
 
 def test_compact_takes_sides_that_halve_four_times(tmp_path):
-    save_file(CompactTrunk().state_dict(), tmp_path / "net.safetensors")
+    save_file(CompactModel().state_dict(), tmp_path / "net.safetensors")
     status, output = run(
         *("compact", "--out", tmp_path, "--checkpoint", tmp_path / "net.safetensors"),
         *("--size", "320x330"),
@@ -73,7 +73,7 @@ def test_compact_takes_sides_that_halve_four_times(tmp_path):
 def test_prune_keeps_the_new_family_only(tmp_path, stub_export):
     for number in (1, 2):
         torch.manual_seed(number)
-        save_file(CompactTrunk().state_dict(), tmp_path / "net.safetensors")
+        save_file(CompactModel().state_dict(), tmp_path / "net.safetensors")
         run(
             *("compact", "--out", tmp_path / "repo", "--size", 64, "--prune"),
             *("--checkpoint", tmp_path / "net.safetensors"),
@@ -124,7 +124,7 @@ def test_without_a_network_the_way_to_imagenet_weights_is_told(tmp_path, monkeyp
 
 
 def test_another_networks_file_is_named(tmp_path):
-    save_file(CompactTrunk().state_dict(), tmp_path / "net.safetensors")
+    save_file(CompactModel().state_dict(), tmp_path / "net.safetensors")
     for weights in ([], ["--weights", "imagenet"]):
         status, output = run(
             "panet", "--checkpoint", tmp_path / "net.safetensors", "--out", tmp_path, *weights

@@ -2,59 +2,134 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from export.methods.prototypes import PrototypeDecode, PrototypeGuide
-from training.evaluate import AnnotatedSet, Reading, read_set
-from training.head import masked_average, score
+from export.methods.compact import CompactGuide, CompactModel
+from training.annotations import KINDS, annotate
+from training.episodes import Episodes, draw_shares, episode_losses, read_episodes
+from training.evaluate import PackedSet, Reading
+from training.folds import FOLDS, SETS, left_out, never_drawn
+from training.pack import Entry, Pack
+from training.tasks import TaskSource
+
+SIDE = 64
 
 
 @pytest.fixture
-def features() -> torch.Tensor:
-    return torch.randn(1, 6, 5, 7, generator=torch.Generator().manual_seed(0))
+def model() -> CompactModel:
+    torch.manual_seed(0)
+    made = CompactModel().eval()
+    torch.nn.init.normal_(made.decode.correction.weight, std=0.1)
+    return made
 
 
 @pytest.fixture
-def planes() -> torch.Tensor:
-    chance = torch.rand(1, 2, 20, 28, generator=torch.Generator().manual_seed(1))
-    return (chance > 0.8).float()
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
 
 
-def test_the_head_that_is_trained_is_the_head_that_is_exported(
-    features: torch.Tensor, planes: torch.Tensor
-) -> None:
-    prototypes, _ = PrototypeGuide((20, 28), (5, 7))(features, planes)
-    trained = masked_average(features, planes)
-    torch.testing.assert_close(trained.reshape(prototypes.shape), prototypes, rtol=1e-5, atol=1e-5)
-    logits = PrototypeDecode()(features, prototypes)
-    torch.testing.assert_close(
-        score(features, trained).reshape(logits.shape), logits, rtol=1e-5, atol=1e-4
-    )
+def shown(*boxes: tuple[int, int, int, int]) -> torch.Tensor:
+    """Parts [pictures, 1, SIDE, SIDE], one rectangle in each."""
+    parts = torch.zeros(len(boxes), 1, SIDE, SIDE, dtype=torch.long)
+    for part, (top, bottom, left, right) in zip(parts, boxes, strict=True):
+        part[0, top:bottom, left:right] = 1
+    return parts
 
 
-@pytest.mark.parametrize("shots", [1, 2])
-def test_a_set_whose_colours_tell_everything_is_read_as_perfect(tmp_path: Path, shots: int) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "masks" / "red").mkdir(parents=True)
-    names = ["a", "b", "c"]
-    for number, name in enumerate(names):
-        pixels = np.zeros((32, 32, 3), np.uint8)
-        pixels[..., 1] = 200
-        mask = np.zeros((32, 32), np.uint8)
-        mask[8 * number : 8 * number + 16, 8:24] = 255
-        pixels[mask > 0] = (200, 0, 0)
-        Image.fromarray(pixels).save(
-            tmp_path / "images" / f"{name}.jpg", quality=100, subsampling=0
-        )
-        Image.fromarray(mask).save(tmp_path / "masks" / "red" / f"{name}.png")
-    (tmp_path / "index.json").write_text(json.dumps({"red": names}))
-    images = AnnotatedSet(tmp_path, lambda pixels: pixels.float() - 100, size=32)
-    assert read_set(images, Reading(size=32, shots=shots))["red"] > 0.99
-    wrong = AnnotatedSet(tmp_path, lambda pixels: torch.ones(len(pixels), 3, 32, 32), size=32)
-    assert read_set(wrong, Reading(size=32, shots=shots))["red"] < 0.5
+PARTS = shown((8, 40, 8, 40), (16, 60, 20, 50), (4, 30, 30, 60))
+
+
+@torch.no_grad()
+def test_queries_of_training_are_queries_of_the_service(model, rng):
+    views = torch.randn(3, 3, SIDE, SIDE, generator=rng)
+    semantic, fine = model.trunk(views)
+    planes = annotate(PARTS, torch.zeros(3, dtype=torch.long), rng)
+    shares = torch.tensor([[[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]])
+    episodes = Episodes(views, (PARTS > 0).float(), planes, shares)
+    _, corrected, known = read_episodes(model, semantic, fine, episodes)
+    assert known.all()
+    prototypes, weights = CompactGuide((SIDE, SIDE))(semantic, fine, planes)
+    assert weights.tolist() == [[1.0, 1.0]] * 3
+    merged = prototypes[1:].mean(0, keepdim=True)
+    logits = model.decode(semantic[:1], fine[:1], merged)
+    assert torch.equal(logits[:, 0], torch.zeros_like(logits[:, 0]))
+    torch.testing.assert_close(logits[0, 1:, 0], corrected[0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_way_is_read_alike_beside_others_and_beside_padding(model, rng):
+    semantic, fine = model.trunk(torch.randn(1, 3, SIDE, SIDE, generator=rng))
+    prototypes = torch.randn(1, 3, 192, generator=rng)
+    padded = torch.cat([prototypes, torch.zeros(1, 2, 192)], 1)
+    alone = model.decode(semantic, fine, prototypes[:, :2])
+    together = model.decode(semantic, fine, padded)
+    assert together.isfinite().all()
+    torch.testing.assert_close(together[:, :2], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_without_a_class_leave_gradients_finite(model, rng):
+    model.train()
+    parts = PARTS.clone()
+    parts[1:] = 0
+    for kind in range(len(KINDS)):
+        planes = annotate(parts, torch.full((3,), kind), rng)
+        views = torch.randn(3, 3, SIDE, SIDE, generator=rng)
+        episodes = Episodes(views, (parts > 0).float(), planes, draw_shares(1, 3, rng))
+        base, corrected, known = read_episodes(model, *model.trunk(views), episodes)
+        losses, _ = episode_losses(base, corrected, known, episodes.masks)
+        model.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_annotations_mark_what_is_there(kind, rng):
+    planes = annotate(PARTS, torch.full((3,), kind), rng)
+    ground, drawn = planes[:, 0], planes[:, 1]
+    truth = (PARTS[:, 0] > 0).float()
+    assert set(planes.unique().tolist()) <= {0.0, 1.0}
+    assert (drawn.sum((1, 2)) > 0).all()
+    assert (drawn * (1 - truth)).sum() == 0
+    assert (drawn * ground).sum() == 0
+    if KINDS[kind] == "mask":
+        assert torch.equal(drawn, truth)
+        assert torch.equal(ground, 1 - truth)
+    if KINDS[kind] == "points":
+        assert (drawn.sum((1, 2)) <= 8 * 9).all()
+
+
+def test_no_picture_of_a_class_that_is_tested_is_drawn():
+    kinds = ("person", "horse", "cat", "dog", "banana", "airplane")
+    entries = [Entry("coco-mini", number, kinds[number % 6], number) for number in range(24)]
+    entries += [Entry("saliency", 24 + number, "human", 24 + number) for number in range(3)]
+    entries += [Entry("photos", 27)]
+    blank = torch.zeros(1, 1)
+    pack = Pack(blank, torch.zeros(28, 1, 1), (27,), tuple(entries))
+    for fold in range(FOLDS):
+        hidden = never_drawn(entries, fold)
+        source = TaskSource(pack, np.random.default_rng(0), hidden)
+        left = {entry.category for entry in (*source.single, *source.figures)}
+        assert not left & hidden
+    assert {"person", "human"} <= never_drawn(entries, 0)
+    tested = [left_out(entries, fold)["coco-mini"] for fold in range(FOLDS)]
+    assert frozenset().union(*tested) == set(kinds)
+    assert sum(map(len, tested)) == len(kinds)
+    assert set(left_out(entries, 0)) == set(SETS)
+
+
+def test_a_set_whose_colours_tell_everything_is_read_as_perfect(model):
+    class Colours(torch.nn.Module):
+        def forward(self, images):
+            small = torch.nn.functional.avg_pool2d(images, 8)
+            padded = torch.nn.functional.pad(small, (0, 0, 0, 0, 0, 157))
+            return padded, torch.nn.functional.interpolate(padded[:, :32], scale_factor=2.0)
+
+    torch.nn.init.zeros_(model.decode.correction.weight)
+    model.trunk = Colours()
+    truth = PARTS[:, 0].repeat_interleave(4, 1).repeat_interleave(4, 2).byte()
+    images = torch.stack([200 * truth, 200 * (1 - truth), 0 * truth], 1)
+    pack = Pack(images, truth, (), tuple(Entry("set", n, "red", n) for n in range(3)))
+    held = PackedSet(model, pack, pack.entries, 320)
+    assert held.read_class("red", Reading(2)) > 90
