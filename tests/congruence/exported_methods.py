@@ -16,6 +16,7 @@ from export.methods.asgnet import AsgnetNetwork
 from export.methods.canet import CanetNetwork
 from export.methods.hsnet.graphs import HsnetNetwork
 from export.methods.hsnet.trunks import ResNetTaps
+from export.methods.mmformer.network import MmformerNetwork, Variant
 from export.methods.pfenet import PfenetNetwork
 from export.methods.pmms import PmmsNetwork
 from export.methods.repri import RepriNetwork
@@ -24,6 +25,7 @@ from export.methods.scl_canet import SclCanetNetwork
 from export.methods.scl_pfenet import SclPfenetNetwork
 from export.methods.sgone import SgOneNetwork
 from export.methods.trunks import Backbone
+from export.mmformer_family import mmformer_family
 from export.pfenet_family import pfenet_family
 from export.pmms_family import pmms_family
 from export.prototype_family import prototype_family
@@ -69,6 +71,9 @@ EXPORTED: Final[Mapping[str, Callable[[Common], Family]]] = {
     ),
     "pfenet": lambda common: pfenet_family(
         network=PfenetNetwork(Backbone.VGG16).eval(), size=SIZE, bins=(5, 3, 2, 1), **common
+    ),
+    "mmformer": lambda common: mmformer_family(
+        network=MmformerNetwork(Variant.V1).eval(), size=(64, 64), **common
     ),
     "scl-canet": lambda common: scl_canet_family(
         network=SclCanetNetwork().eval(), max_pixels=MAX_PIXELS, passes=2, **common
