@@ -105,6 +105,9 @@ class Graph:
         outputs: What it returns.
         traced: Whether it is exported by recording one run. That is 20 times faster for thousands
             of small operators, and sees no control flow.
+        tolerance: Largest difference between torch and ONNX Runtime that its float32 outputs may
+            have on random inputs, relative to the largest value. More than the usual where a
+            comparison with a threshold inside makes the graph discontinuous.
     """
 
     role: str
@@ -112,6 +115,7 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     traced: bool = False
+    tolerance: float = 1e-4
 
 
 @dataclass(frozen=True, slots=True)

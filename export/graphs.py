@@ -63,9 +63,6 @@ CHECKED = {
 
 _LEAST = {Free.PLANES: 2, Free.HEIGHT: MIN_NATIVE_SIDE, Free.WIDTH: MIN_NATIVE_SIDE}
 
-SELF_CHECK_TOLERANCE = 1e-4
-"""Largest difference between torch and ONNX Runtime, relative to the largest value."""
-
 HALF_STEP = 2.0**-10
 """Distance of neighbouring float16 numbers, relative to them: what a rounding may turn into."""
 
@@ -276,7 +273,7 @@ def _compare_with_torch(graph: Graph, content: bytes) -> None:
         scale = max(float(wanted.abs().max()), 1e-12)
         difference = answers[spec.name].astype(np.float32) - wanted.float().numpy()
         error = float(np.abs(difference).max()) / scale
-        allowed = HALF_STEP if spec.dtype == "float16" else SELF_CHECK_TOLERANCE
+        allowed = HALF_STEP if spec.dtype == "float16" else graph.tolerance
         if not error <= allowed:
             raise GraphError(
                 f"{spec.name} of the exported {graph.role} graph differs from torch by {error:.1e} "

@@ -104,7 +104,15 @@ def _graphs(network: MmformerNetwork, grids: Grids) -> tuple[Graph, ...]:
     decode = MmformerDecode(network, grids)
     return (
         Graph("features", MmformerFeatures(network), (image,), features, traced=True),
-        Graph("query_features", MmformerQuery(network, grids), features, query, traced=True),
+        Graph(
+            "query_features",
+            MmformerQuery(network, grids),
+            features,
+            query,
+            traced=True,
+            # Its attention masks are comparisons with a threshold of logits.
+            tolerance=1e-3,
+        ),
         Graph("guide", MmformerGuide(grids), (*matching, planes), guidance, traced=True),
         Graph("decode", decode, (*query, *stacked, validity), (logits,), traced=True),
     )
