@@ -115,7 +115,7 @@ def test_a_whole_module_is_refused_with_the_way_out(tmp_path):
         (b"", "is empty"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        (gzip.compress(b"weights"), "compressed"),
+        (gzip.compress(b"weights", mtime=0), "compressed"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"just some text", "no file of torch.save"),
     ],
