@@ -62,7 +62,9 @@ def test_files_of_other_networks_are_named(network, tmp_path):
     path = tmp_path / "train_epoch_200.pth"
     state = tiny_state(network)
     torch.save({**state, "module.supp_init_merge.0.0.weight": torch.ones(1)}, path)
-    with pytest.raises(CheckpointError, match="looks like an SCL checkpoint of PFENet, not a PFENet"):
+    with pytest.raises(
+        CheckpointError, match="looks like an SCL checkpoint of PFENet, not a PFENet"
+    ):
         pfenet_checkpoint(path)
     del state["module.res1.0.weight"]
     torch.save(state, path)
