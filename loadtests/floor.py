@@ -31,6 +31,8 @@ _PIECE = 96
 _PALETTE = bytes([0, 0, 0, 128, 0, 0])
 
 _Floats = NDArray[np.float32]
+#: Feature maps of one image by the names that the graphs give them.
+_Maps = dict[str, _Floats]
 _Box = tuple[int, int, int, int]
 
 
@@ -187,6 +189,7 @@ class StraightLine:
             )
             for role in ("features", "guide", "decode")
         }
+        self._maps = [output.name for output in self._graphs["features"].get_outputs()]
 
     def prototypes(self, supports: Sequence[tuple[bytes, NDArray[np.float32]]]) -> _Floats:
         """Guidance of a support set: float32 [1, 2, channels].
@@ -207,7 +210,7 @@ class StraightLine:
             features = self.features(image)
             clock.lap("features")
             row, weight = self._graphs["guide"].run(
-                ["prototypes", "weights"], {"features": features, "planes": planes}
+                ["prototypes", "weights"], features | {"planes": planes}
             )
             clock.lap("guide")
             rows.append(row)
@@ -219,20 +222,21 @@ class StraightLine:
         clock.lap("merge")
         return merged
 
-    def features(self, image: NDArray[np.uint8]) -> _Floats:
+    def features(self, image: NDArray[np.uint8]) -> _Maps:
         """Feature maps of a network image."""
-        return self._graphs["features"].run(["features"], {"image": image})[0]  # type: ignore[no-any-return]
+        maps = self._graphs["features"].run(self._maps, {"image": image})
+        return dict(zip(self._maps, maps, strict=True))
 
-    def guide(self, features: _Floats, planes: NDArray[np.float32]) -> _Floats:
+    def guide(self, features: _Maps, planes: NDArray[np.float32]) -> _Floats:
         """Prototypes of one shot."""
         return self._graphs["guide"].run(  # type: ignore[no-any-return]
-            ["prototypes"], {"features": features, "planes": planes}
+            ["prototypes"], features | {"planes": planes}
         )[0]
 
-    def decode(self, features: _Floats, prototypes: _Floats) -> _Floats:
+    def decode(self, features: _Maps, prototypes: _Floats) -> _Floats:
         """Logits float32 [2, h, w]."""
         return self._graphs["decode"].run(  # type: ignore[no-any-return]
-            ["logits"], {"features": features, "prototypes": prototypes}
+            ["logits"], features | {"prototypes": prototypes}
         )[0][0, :, 0]
 
     def segment(
