@@ -32,7 +32,7 @@ _PALETTE = bytes([0, 0, 0, 128, 0, 0])
 
 _Floats = NDArray[np.float32]
 #: Feature maps of one image by the names that the graphs give them.
-_Maps = dict[str, _Floats]
+Maps = dict[str, _Floats]
 _Box = tuple[int, int, int, int]
 
 
@@ -222,18 +222,18 @@ class StraightLine:
         clock.lap("merge")
         return merged
 
-    def features(self, image: NDArray[np.uint8]) -> _Maps:
+    def features(self, image: NDArray[np.uint8]) -> Maps:
         """Feature maps of a network image."""
         maps = self._graphs["features"].run(self._maps, {"image": image})
         return dict(zip(self._maps, maps, strict=True))
 
-    def guide(self, features: _Maps, planes: NDArray[np.float32]) -> _Floats:
+    def guide(self, features: Maps, planes: NDArray[np.float32]) -> _Floats:
         """Prototypes of one shot."""
         return self._graphs["guide"].run(  # type: ignore[no-any-return]
             ["prototypes"], features | {"planes": planes}
         )[0]
 
-    def decode(self, features: _Maps, prototypes: _Floats) -> _Floats:
+    def decode(self, features: Maps, prototypes: _Floats) -> _Floats:
         """Logits float32 [2, h, w]."""
         return self._graphs["decode"].run(  # type: ignore[no-any-return]
             ["logits"], features | {"prototypes": prototypes}

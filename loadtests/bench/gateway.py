@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fewseg.v1 import task_service_pb2 as task_pb2
 from loadtests.bench.rows import Row, median_ms, spread
 from loadtests.bench.stand import Stand, supports_of
-from loadtests.floor import Clock, drawn_planes, finding, network_image
+from loadtests.floor import Clock, Maps, drawn_planes, finding, network_image
 from loadtests.photographs import Photograph, outline, photographs
 from loadtests.plans import register, support_of
 from loadtests.records import STAGES, engine_seconds, seconds_of
@@ -233,7 +232,7 @@ def _annotated(
     stand: Stand,
     task: str,
     support: Photograph,
-    features: NDArray[np.float32],
+    features: Maps,
     number: int,
     commit: Callable[[bytes], None],
 ) -> tuple[float, float, float, float, float]:
