@@ -10,7 +10,7 @@ from typing import Annotated, Protocol
 
 import typer
 
-from export import hsnet_family, mmformer_family, repri_family
+from export import cyctr_family, hsnet_family, mmformer_family, repri_family
 from export.family import Family
 from export.methods.mmformer.network import Variant
 from export.mmformer_source import mmformer_checkpoint
@@ -19,6 +19,7 @@ from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_
 HSNET_SIZE = "400"
 REPRI_SIZE = "417"
 MMFORMER_SIZE = "480"
+CYCTR_SIZE = "473"
 
 
 class Write(Protocol):
@@ -105,6 +106,35 @@ def add_commands(
                 network=mmformer_checkpoint(checkpoint, variant),
                 size=parse_size(size),
                 provenance={"weights": checkpoint.name},
+                max_batch=max_batch,
+            )
+            write(family, out, force=force, prune=prune)
+
+    @app.command()
+    def cyctr(
+        out: Out,
+        checkpoint: Checkpoint,
+        sample_seed: Annotated[
+            int,
+            typer.Option(
+                help="Of the order in which support cells are drawn; the official code draws anew "
+                "for every image."
+            ),
+        ] = cyctr_family.SAMPLE_SEED,
+        name: Annotated[str, typer.Option(help="What tasks call the model.")] = "cyctr",
+        size: Size = CYCTR_SIZE,
+        max_batch: MaxBatch = cyctr_family.MAX_BATCH,
+        force: Force = False,
+        prune: Prune = False,
+    ) -> None:
+        """Exports CyCTR (Zhang et al., NeurIPS 2021); the file tells its trunk."""
+        with told_plainly():
+            family = cyctr_family.cyctr_family(
+                alias=name,
+                network=cyctr_family.cyctr_checkpoint(checkpoint),
+                size=parse_size(size),
+                provenance={"weights": checkpoint.name},
+                sample_seed=sample_seed,
                 max_batch=max_batch,
             )
             write(family, out, force=force, prune=prune)

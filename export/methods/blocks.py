@@ -150,6 +150,37 @@ class CaffeResnet50(nn.Module):
         return torch.cat([second, self.layer3(second)], dim=1)
 
 
+class FrozenNorm(nn.Module):
+    """Batch normalisation that was never trained, as detectors keep it."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Normalises float32 [batch, channels, h, w]."""
+        return nn.functional.batch_norm(
+            maps, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-5
+        )
+
+
+def freeze_norms(network: nn.Module) -> None:
+    """Puts a `FrozenNorm` in the place of each batch normalisation inside a network."""
+    for name, child in network.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(network, name, FrozenNorm(child.num_features))
+        else:
+            freeze_norms(child)
+
+
 def planar(image: Tensor) -> Tensor:
     """Turns an image tensor [batch, H, W, 3] into float32 [batch, 3, H, W]."""
     return image.permute(0, 3, 1, 2).float()
@@ -175,6 +206,16 @@ class ImagenetInput(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Turns RGB uint8 [batch, H, W, 3] into float32 [batch, 3, H, W]."""
         return (planar(image.flip(-1) if self.bgr else image) / 255.0 - self.mean) / self.std
+
+
+def tokens_of(maps: Tensor) -> Tensor:
+    """Turns maps [..., C, h, w] into tokens [..., h * w, C]."""
+    return maps.flatten(-2).transpose(-1, -2)
+
+
+def maps_of(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Turns tokens [..., h * w, C] into maps [..., C, h, w]."""
+    return torch.unflatten(tokens.transpose(-1, -2), -1, grid)
 
 
 def pooled_under(features: Tensor, planes: Tensor) -> Tensor:

@@ -32,12 +32,12 @@ class EnrichmentNetwork(StagedTrunk):
         """Builds the network with random weights."""
         super().__init__(backbone)
         self.alpha_conv = nn.ModuleList(merging(2 * CHANNELS) for _ in range(SCALES - 1))
-        self.beta_conv = nn.ModuleList(_refining() for _ in range(SCALES))
+        self.beta_conv = nn.ModuleList(refining() for _ in range(SCALES))
         # Only the training loss uses these; checkpoints hold them.
-        self.inner_cls = nn.ModuleList(_classifier() for _ in range(SCALES))
+        self.inner_cls = nn.ModuleList(classifier() for _ in range(SCALES))
         self.res1 = merging(SCALES * CHANNELS)
-        self.res2 = _refining()
-        self.cls = _classifier()
+        self.res2 = refining()
+        self.cls = classifier()
 
 
 class Enrichment(nn.Module):
@@ -158,7 +158,7 @@ def convolution(layers: nn.Module, position: int = 0) -> nn.Conv2d:
     return found
 
 
-def _refining() -> nn.Sequential:
+def refining() -> nn.Sequential:
     """Two 3x3 convolutions without bias, each with a ReLU."""
     return nn.Sequential(
         nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False),
@@ -168,7 +168,7 @@ def _refining() -> nn.Sequential:
     )
 
 
-def _classifier() -> nn.Sequential:
+def classifier() -> nn.Sequential:
     """A 3x3 convolution and one to two classes; the dropout between them keeps their numbers."""
     return nn.Sequential(
         nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False),

@@ -21,7 +21,7 @@ from export.methods.enrichment import (
     convolution,
     merging,
 )
-from export.methods.prior import prior_maps, stored_positions, unit
+from export.methods.prior import mean_prior, stored_positions, unit
 from export.methods.trunks import Backbone
 
 AREA_EPSILON = 5e-4
@@ -163,12 +163,6 @@ class PfenetDecode(nn.Module):
         )
         self.prior_weights = nn.ParameterList(kernel[:, 2 * CHANNELS :] for kernel in kernels)
 
-    def prior(self, high: Tensor, positions: Tensor, weights: Tensor, validity: Tensor) -> Tensor:
-        """Averages the priors of the shots that show a way: float32 [batch, ways, f, f]."""
-        shown = weights * validity.unsqueeze(2)
-        maps = prior_maps(positions, high) * shown[..., None, None]
-        return maps.sum(dim=1) / shown.sum(dim=1).clamp(min=1.0)[..., None, None]
-
     def forward(
         self,
         high: Tensor,
@@ -191,7 +185,7 @@ class PfenetDecode(nn.Module):
         Returns:
             `logits` float32 [batch, ways, 1, f, f]: foreground minus background.
         """
-        prior = self.prior(high, positions, weights, validity)
+        prior = mean_prior(high, positions, weights, validity)
         sides = self.enrichment.sides
         entries = []
         for scale, part in enumerate(torch.split(query, [side**2 for side in sides], 2)):

@@ -80,3 +80,20 @@ def prior_maps(positions: Tensor, high: Tensor) -> Tensor:
     spread = nearest.amax(dim=3, keepdim=True) - least
     stretched: Tensor = (nearest - least) / (spread + SPREAD_EPSILON)
     return stretched.reshape(*stretched.shape[:3], *high.shape[2:])
+
+
+def mean_prior(high: Tensor, positions: Tensor, weights: Tensor, validity: Tensor) -> Tensor:
+    """Averages the priors of the shots that show a way.
+
+    Args:
+        high: Units of the query, float32 [batch, C, h, w].
+        positions: Of the shots, see `stored_positions`: float16 [batch, shots, K, N, C].
+        weights: float32 [batch, shots, K], 1 where a shot shows the way, else 0.
+        validity: float32 [batch, shots], 1 for real shots and 0 for padded ones.
+
+    Returns:
+        float32 [batch, K, h, w] in [0, 1]; zero for a way that no shot shows.
+    """
+    shown = weights * validity.unsqueeze(2)
+    maps = prior_maps(positions, high) * shown[..., None, None]
+    return maps.sum(dim=1) / shown.sum(dim=1).clamp(min=1.0)[..., None, None]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from export.family import Family
 from export.goldens import Golden, overridden, read_model_keys, seeded_checkpoint
-from export.methods.pfenet import PfenetDecode, PfenetFeatures, PfenetGuide
+from export.methods.pfenet import PfenetFeatures, PfenetGuide
+from export.methods.prior import mean_prior
 from export.pfenet_family import pfenet_checkpoint, pfenet_family
 from export.verification.comparing import worst
 from export.verification.driver import EMBEDDED, INPUT, TORCH, Application, Gateway, verify
@@ -219,15 +220,13 @@ def _measure_pixels(
 
 def _prior(family: Family, outcome: Outcome) -> Array:
     """The prior [f, f] that decode makes of an outcome."""
-    query, decode = family.graphs[1].module, family.graphs[3].module
-    assert isinstance(decode, PfenetDecode)
     with torch.no_grad():
-        high, _ = query(torch.from_numpy(outcome.features["features"])[None])
+        high, _ = family.graphs[1].module(torch.from_numpy(outcome.features["features"])[None])
         stored = [
             torch.from_numpy(outcome.guidance[name])[None]
             for name in ("positions", "weights", "validity")
         ]
-        values: Array = decode.prior(high, *stored)[0, 0].numpy()
+        values: Array = mean_prior(high, *stored)[0, 0].numpy()
     return values
 
 

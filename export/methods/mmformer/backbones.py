@@ -6,38 +6,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from export.methods.blocks import residual_stage
+from export.methods.blocks import FrozenNorm, residual_stage
 from export.methods.mmformer.parts import NormedConvolution
-
-NORM_EPSILON = 1e-5
 
 _BLOCKS = (3, 4, 6, 3)
 """Of the four stages of a ResNet-50."""
 
 Maps = tuple[Tensor, Tensor, Tensor, Tensor]
 """float32 [batch, C, h, w] of the four stages: C = 256, 512, 1024 and 2048."""
-
-
-class FrozenNorm(nn.Module):
-    """Batch normalisation that was never trained, as detectron2 keeps it."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Normalises float32 [batch, channels, h, w]."""
-        return nn.functional.batch_norm(
-            maps, self.running_mean, self.running_var, self.weight, self.bias, eps=NORM_EPSILON
-        )
 
 
 class PaperBackbone(nn.Module):

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from export.methods.blocks import ImagenetInput
+from export.methods.blocks import ImagenetInput, tokens_of
 from export.methods.mmformer.mask_decoder import MaskDecoding
 from export.methods.mmformer.matching import Grid, Level, Sources, cosines
 from export.methods.mmformer.network import LEVELS, MmformerNetwork, grid_of
-from export.methods.mmformer.parts import Resize, tokens_of
+from export.methods.mmformer.parts import Resize
 from export.methods.mmformer.pixel_decoder import PixelDecoding
 
 

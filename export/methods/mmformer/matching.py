@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from export.methods.blocks import maps_of, tokens_of
 from export.methods.mmformer.parts import (
     WIDTH,
     CrossAttention,
@@ -17,8 +18,6 @@ from export.methods.mmformer.parts import (
     Resize,
     axis_positions,
     grid_positions,
-    maps_of,
-    tokens_of,
 )
 
 SHORT_SIDE = 15

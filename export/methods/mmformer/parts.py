@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from export.methods.blocks import corner_matrix
+from export.methods.deformable import waves
 from export.methods.prototypes import interpolation_matrix
 
 WIDTH = 256
 """Channels of every token."""
-
-_TEMPERATURE = 10000.0
 
 BLOCKED = -1e4
 """Added to the score of a key that attention must not see; its share is exactly zero."""
@@ -135,16 +134,8 @@ class FeedForward(nn.Module):
 
 
 def axis_positions(length: int) -> Tensor:
-    """Encodes the cells of one axis by sines and cosines of 64 wave lengths.
-
-    Returns:
-        float32 [length, 128].
-    """
-    places = torch.arange(1, length + 1, dtype=torch.float32) / (length + 1e-6) * (2 * math.pi)
-    half = WIDTH // 2
-    exponents = 2 * (torch.arange(half) // 2) / half
-    angles = places[:, None] / _TEMPERATURE**exponents
-    return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=2).flatten(1)
+    """Encodes the cells of one axis, float32 [length, 128]; see `waves`."""
+    return waves(torch.arange(1, length + 1, dtype=torch.float32), length, WIDTH // 2)
 
 
 def grid_positions(grid: tuple[int, int]) -> Tensor:
@@ -153,16 +144,6 @@ def grid_positions(grid: tuple[int, int]) -> Tensor:
     upright = rows[:, None].expand(-1, grid[1], -1)
     across = columns[None].expand(grid[0], -1, -1)
     return torch.cat([upright, across], dim=2).flatten(0, 1)
-
-
-def tokens_of(maps: Tensor) -> Tensor:
-    """Turns maps [..., C, h, w] into tokens [..., h * w, C]."""
-    return maps.flatten(-2).transpose(-1, -2)
-
-
-def maps_of(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Turns tokens [..., h * w, C] into maps [..., C, h, w]."""
-    return torch.unflatten(tokens.transpose(-1, -2), -1, grid)
 
 
 class Resize(nn.Module):

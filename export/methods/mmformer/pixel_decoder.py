@@ -8,77 +8,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from export.methods.blocks import maps_of, tokens_of
+from export.methods.deformable import DeformableAttention, Grid, cell_centres
 from export.methods.mmformer.parts import (
     WIDTH,
     NormedConvolution,
     Resize,
     grid_positions,
-    maps_of,
-    tokens_of,
 )
 
-HEADS, LEVELS, POINTS = 8, 3, 4
+LEVELS, POINTS = 3, 4
 _LAYERS = 6
 _HIDDEN = 1024
 _GROUPS = 32
 """Of the group normalisations."""
 
-Grid = tuple[int, int]
-"""Rows and columns of a map."""
-
-
-class DeformableAttention(nn.Module):
-    """Each token reads four points of each map, near its own place, and weighs what it reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sampling_offsets = nn.Linear(WIDTH, HEADS * LEVELS * POINTS * 2)
-        self.attention_weights = nn.Linear(WIDTH, HEADS * LEVELS * POINTS)
-        self.value_proj = nn.Linear(WIDTH, WIDTH)
-        self.output_proj = nn.Linear(WIDTH, WIDTH)
-
-    def forward(
-        self, queries: Tensor, values: Tensor, centres: Tensor, grids: Sequence[Grid]
-    ) -> Tensor:
-        """Attends.
-
-        Args:
-            queries: float32 [batch, L, 256], positions added.
-            values: float32 [batch, L, 256]: the maps' cells, one map after the other.
-            centres: float32 [L, 2]: x and y of each token in its own map, in (0, 1).
-            grids: Of the maps.
-
-        Returns:
-            float32 [batch, L, 256].
-        """
-        offsets = torch.unflatten(self.sampling_offsets(queries), -1, (HEADS, LEVELS, POINTS, 2))
-        shares = torch.unflatten(self.attention_weights(queries), -1, (HEADS, LEVELS * POINTS))
-        shares = torch.unflatten(shares.softmax(dim=-1), -1, (LEVELS, POINTS))
-        lengths = [rows * columns for rows, columns in grids]
-        parts = torch.split(self.value_proj(values), lengths, dim=1)
-        read = []
-        for level, (part, grid) in enumerate(zip(parts, grids, strict=True)):
-            size = torch.tensor([grid[1], grid[0]], dtype=torch.float32)
-            places = centres[:, None, None] + offsets[:, :, :, level] / size
-            maps = torch.unflatten(maps_of(part, grid), 1, (HEADS, WIDTH // HEADS))
-            points = nn.functional.grid_sample(
-                maps.flatten(0, 1),
-                (2.0 * places - 1.0).transpose(1, 2).flatten(0, 1),
-                mode="bilinear",
-                padding_mode="zeros",
-                align_corners=False,
-            )
-            weights = shares[:, :, :, level].transpose(1, 2).flatten(0, 1)
-            read.append((points * weights[:, None]).sum(dim=-1))
-        mixed = torch.unflatten(torch.stack(read).sum(dim=0), 0, (-1, HEADS)).flatten(1, 2)
-        result: Tensor = self.output_proj(mixed.transpose(1, 2))
-        return result
-
 
 class _EncoderLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.self_attn = DeformableAttention()
+        self.self_attn = DeformableAttention(WIDTH, levels=LEVELS, points=POINTS)
         self.norm1 = nn.LayerNorm(WIDTH)
         self.linear1 = nn.Linear(WIDTH, _HIDDEN)
         self.linear2 = nn.Linear(_HIDDEN, WIDTH)
@@ -137,7 +86,7 @@ class PixelDecoding(nn.Module):
             for grid, embedding in zip(grids, decoder.transformer.level_embed.detach(), strict=True)
         ]
         self.register_buffer("positions", torch.cat(embedded))
-        self.register_buffer("centres", torch.cat([_centres(grid) for grid in grids]))
+        self.register_buffer("centres", torch.cat([cell_centres(grid) for grid in grids]))
         self.enlarge = Resize(self.grids[2], finest, align_corners=False)
 
     def encode(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -161,10 +110,3 @@ class PixelDecoding(nn.Module):
         maps = decoder.adapter_1(lateral) + self.enlarge(maps_of(tokens, self.grids[2]))
         result: Tensor = decoder.mask_features(torch.relu(decoder.layer_1(maps)))
         return result
-
-
-def _centres(grid: Grid) -> Tensor:
-    """The x and y of the cells of a grid, rows first, in (0, 1): float32 [h * w, 2]."""
-    rows, columns = ((torch.arange(length) + 0.5) / length for length in grid)
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([x, y], dim=2).flatten(0, 1)
