@@ -10,10 +10,12 @@ import torch
 
 from export.asgnet_family import asgnet_family
 from export.canet_family import canet_family
+from export.cyctr_family import cyctr_family
 from export.family import Family
 from export.hsnet_family import hsnet_family
 from export.methods.asgnet import AsgnetNetwork
 from export.methods.canet import CanetNetwork
+from export.methods.cyctr.network import CyctrNetwork
 from export.methods.hsnet.graphs import HsnetNetwork
 from export.methods.hsnet.trunks import ResNetTaps
 from export.methods.mmformer.network import MmformerNetwork, Variant
@@ -80,6 +82,9 @@ EXPORTED: Final[Mapping[str, Callable[[Common], Family]]] = {
     ),
     "scl-pfenet": lambda common: scl_pfenet_family(
         network=SclPfenetNetwork(Backbone.VGG16).eval(), size=SIZE, bins=(5, 3, 2, 1), **common
+    ),
+    "cyctr": lambda common: cyctr_family(
+        network=CyctrNetwork(Backbone.RESNET50).eval(), size=SIZE, **common
     ),
 }
 

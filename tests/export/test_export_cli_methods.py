@@ -85,6 +85,7 @@ def parameters(repository: Path) -> dict[str, str]:
             ("--size", "641", "--bins", "1.0,0.5,0.25,0.125"),
             {"fewseg.input_dtype": "uint16_8.8", "fewseg.shot_buckets": "1,2,3,4,5,8,16,32"},
         ),
+        ("cyctr", "", (), {"fewseg.extent": "decode,guide", "fewseg.input_size": "473x473"}),
         ("asgnet", "resnet50_pyramid", (), {"fewseg.image_resize": "cv2_letterbox"}),
         ("pmms", "PMMs_resnet50", (), {"fewseg.input_size": "481x481", "fewseg.score": "sigmoid"}),
         ("pmms", "RPMMs_resnet50", ("--stages", "mean"), {"fewseg.score": "linear"}),
@@ -118,7 +119,17 @@ def test_a_checkpoint_of_another_method_writes_nothing(tmp_path):
 
 
 def test_a_command_without_a_checkpoint_says_so(tmp_path):
-    for method in ("revolver", "sgone", "canet", "hsnet", "mmformer", "repri", "pmms", "asgnet"):
+    for method in (
+        "revolver",
+        "sgone",
+        "canet",
+        "hsnet",
+        "mmformer",
+        "repri",
+        "pmms",
+        "asgnet",
+        "cyctr",
+    ):
         status, output = run(method, "--out", tmp_path)
         assert status == 2
         assert "--checkpoint" in output

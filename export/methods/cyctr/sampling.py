@@ -85,12 +85,16 @@ class Sampling(nn.Module):
                 strict=True,
             )
         ]
-        numbers, cells = (torch.where(of_object, *pair) for pair in zip(*parts, strict=True))
+        (numbers, cells), (other_numbers, other_cells) = parts
+        numbers = torch.where(of_object, numbers, other_numbers)
+        cells = torch.where(of_object, cells, other_cells)
         # The official code looks labels up by a token's number within its group, as if that were
         # its cell, whenever it draws from the group.
         mistaken = labels.gather(1, numbers)
         reduced = [count < size for count, size in zip(counts, sizes, strict=True)]
-        found = torch.where(torch.where(of_object, *reduced), mistaken, of_object.float())
+        # ONNX Runtime has no Where of truth values.
+        from_reduced = (of_object & reduced[0]) | (~of_object & reduced[1])
+        found = torch.where(from_reduced, mistaken, of_object.float())
         return Sample(cells, found, slots < counts[0] + counts[1])
 
     def _drawn(self, group: Tensor, order: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
