@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import conv2d, cosine_similarity, interpolate
 
 from export.errors import CheckpointError, ExportError
+from export.methods.deformable import DeformableAttention
 from export.methods.mmformer.graphs import (
     MmformerDecode,
     MmformerGuide,
@@ -20,7 +21,6 @@ from export.methods.mmformer.graphs import (
 from export.methods.mmformer.matching import self_aligned, source_grid
 from export.methods.mmformer.network import MmformerNetwork, Variant
 from export.methods.mmformer.parts import grid_positions
-from export.methods.mmformer.pixel_decoder import DeformableAttention
 from export.mmformer_family import mmformer_family
 from export.mmformer_source import mmformer_checkpoint
 from export.repository import write_family
@@ -143,7 +143,7 @@ def test_self_alignment_gates_channels():
 
 def test_deformable_attention_without_offsets_reads_each_token_from_every_map():
     """With no offsets and equal shares, a token is the mean of three maps at its own place."""
-    module = DeformableAttention()
+    module = DeformableAttention(256, levels=3, points=4)
     for layer in (module.sampling_offsets, module.attention_weights):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
