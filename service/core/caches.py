@@ -72,6 +72,10 @@ class ByteBudgetCache(Generic[Key, Value]):
             self._entries.move_to_end(key)
         return value
 
+    def expects(self, key: Key) -> bool:
+        """Whether the value is held, or being built."""
+        return key in self._entries or key in self._flights
+
     async def get(
         self, key: Key, build: Callable[[], Awaitable[Value]], *, detached: bool = False
     ) -> tuple[Value, bool]:

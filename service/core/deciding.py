@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,7 @@ class MaskDecider:
         original: Size,
         output: Size,
         options: OutputOptions,
+        maps: dict[str, NDArray[Any]] | None = None,
     ) -> tuple[DecidedMask, EncodedMask]:
         """Labels of one query, and their bytes.
 
@@ -96,6 +97,7 @@ class MaskDecider:
             original: Size of the image.
             output: Size of the mask.
             options: The format, and whether to return probabilities.
+            maps: See ``GraphVisits.run``.
         """
 
         def finish(outputs: Outputs, clock: StageClock) -> tuple[DecidedMask, EncodedMask]:
@@ -114,7 +116,8 @@ class MaskDecider:
             inputs,
             finish,
             guidance=guidance.handles[0],
-            deadline=call.deadline,
+            deadline=None if maps is not None else call.deadline,
+            maps=maps,
         )
 
     async def _fused(

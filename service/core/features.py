@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -17,10 +17,15 @@ from service.core.ports import Tensors
 from service.core.resize import check_size, extent_input, picture_to_network
 from service.core.timing import Stage, StageClock
 from service.core.types import Size, SourceImage
-from service.core.visits import GraphVisits
+from service.core.visits import GraphVisits, Prepare
 
 #: Fetches an image when its feature maps are not at hand.
 ImageLoader = Callable[[], Awaitable[SourceImage]]
+
+Result = TypeVar("Result")
+
+#: Answers a query by ``query_decoder``; the mapping gets the maps on the way.
+Answer = Callable[[Prepare, dict[str, NDArray[Any]]], Awaitable[Result]]
 
 #: Graphs whose outputs are kept.
 _MAPS = (GraphRole.FEATURES, GraphRole.QUERY_FEATURES)
@@ -127,6 +132,53 @@ class ImageFeatures:
         """
         maps, reused = await self._query_maps(family, digest, size, load, call)
         return {**maps, **extent_input(family, GraphRole.DECODE, size)}, reused
+
+    def made_by_answering(self, family: ModelFamily, digest: str) -> bool:
+        """Whether a query is to make its image's maps on the way to its answer.
+
+        One visit to the engine instead of two; ``while_answering`` is to be called then.
+        """
+        key = FeatureKey(family.name, digest, GraphRole.FEATURES)
+        return self._visits.makes_maps(family) and not self._cache.expects(key)
+
+    async def while_answering(
+        self, family: ModelFamily, digest: str, load: ImageLoader, answer: Answer[Result]
+    ) -> Result | None:
+        """Answers a query of an image without maps, and keeps the maps that this makes.
+
+        Args:
+            family: By which networks.
+            digest: Of the image.
+            load: Fetches it.
+            answer: Runs ``query_decoder`` on what it is given, and tells the maps.
+
+        Returns:
+            The answer; None where the maps were made by somebody else meanwhile.
+        """
+        key = FeatureKey(family.name, digest, GraphRole.FEATURES)
+        answers: list[Result] = []
+        failures: list[Exception] = []
+
+        async def build() -> FeatureMaps:
+            image = NetworkImage(await load(), family, GraphRole.QUERY_DECODER)
+            maps: dict[str, NDArray[Any]] = {}
+            try:
+                answers.append(await answer(image, maps))
+            except Exception as error:
+                if not maps:
+                    raise
+                # What came after the maps is none of those who wait for them.
+                failures.append(error)
+            return _weighed(maps)
+
+        try:
+            await self._cache.get(key, build)
+            if failures:
+                raise failures[0]
+            return answers[0] if answers else None
+        finally:
+            # An error keeps this frame, which is not to keep the error.
+            failures.clear()
 
     async def _query_maps(
         self, family: ModelFamily, digest: str, size: Size, load: ImageLoader, call: Call

@@ -105,7 +105,10 @@ def inspect(data: bytes, *, max_pixels: int, max_side: int = _MAX_SIDE) -> Sourc
     size = Size(image.height, image.width)
     if _orientation(image) in _SWAPS_AXES:
         size = Size(size.width, size.height)
-    return SourceImage(data=data, size=size, raw=False, digest=hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    source = SourceImage(data=data, size=size, raw=False, digest=digest)
+    source.opened.append(image)
+    return source
 
 
 def is_quick_to_inspect(data: bytes) -> bool:
@@ -170,7 +173,7 @@ def upright(image: SourceImage) -> Image.Image:
     if image.raw:
         size = (image.size.width, image.size.height)
         return Image.frombuffer("RGB", size, image.data, "raw", "RGB", 0, 1)
-    opened = _open(image.data, image.size.pixels, max(image.size.height, image.size.width))
+    opened = _opened(image)
     orientation = _orientation(opened)
     try:
         opened.load()
@@ -186,6 +189,15 @@ def upright(image: SourceImage) -> Image.Image:
     if picture.size != (image.size.width, image.size.height):
         raise _truncated()
     return picture
+
+
+def _opened(image: SourceImage) -> ImageFile.ImageFile:
+    """The file with its header read: as ``inspect`` left it, for the first who asks."""
+    try:
+        opened: ImageFile.ImageFile = image.opened.pop()
+    except IndexError:
+        return _open(image.data, image.size.pixels, max(image.size.height, image.size.width))
+    return opened
 
 
 def _truncated() -> InvalidArgumentError:

@@ -18,6 +18,9 @@ Tensors = Mapping[str, NDArray[Any]]
 #: What a graph gave, by name.
 Outputs = dict[str, NDArray[Any]]
 
+#: Hears what a graph gave.
+OnGraph = Callable[[GraphRole, Outputs], None]
+
 Result = TypeVar("Result")
 
 
@@ -135,6 +138,7 @@ class HostingEngine(Engine, Protocol):
         *,
         guidance: GuidanceHandle | None = None,
         deadline: float | None = None,
+        on_graph: OnGraph | None = None,
     ) -> Result:
         """As ``Engine.run``, with inputs made and outputs used in the thread of the run.
 
@@ -145,6 +149,8 @@ class HostingEngine(Engine, Protocol):
             finish: Gets the output tensors; likewise.
             guidance: See ``Engine.run``.
             deadline: Likewise.
+            on_graph: Hears, in that thread and before ``finish``, what each graph of an ensemble
+                gave.
 
         Returns:
             What ``finish`` made.

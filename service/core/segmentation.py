@@ -22,7 +22,7 @@ from service.core.features import ImageFeatures, ImageLoader, NetworkImage
 from service.core.guidance import GuidanceBuilder
 from service.core.limits import Limits
 from service.core.output_limits import check_given_size, check_output
-from service.core.ports import Store, Telemetry, Tensors
+from service.core.ports import Store, Telemetry
 from service.core.refusals import support_not_found
 from service.core.task_guidance import TaskGuidance
 from service.core.timing import Stage
@@ -40,12 +40,14 @@ from service.core.types import (
     TaskName,
     TaskRecord,
 )
-from service.core.visits import Prepare
 
 _RecordLoader = Callable[[], Awaitable[TaskRecord]]
 
 #: Fetches guidance; True says that what it gave before was lost.
 _Guide = Callable[[bool], Awaitable[tuple[TaskGuidance, bool]]]
+
+#: A mask with its bytes, and whether the feature maps were at hand.
+_Decided = tuple[tuple[DecidedMask, EncodedMask], bool]
 
 #: How often a query follows a task that changes under it before it gives up.
 _ATTEMPTS = 5
@@ -239,36 +241,22 @@ class Segmenter:
     ) -> Segmentation:
         output = self._output_size(family, image.size, options)
         check_output(output, len(header.classes), options.probabilities, family, self._limits)
-        try:
-            role, inputs, reused = await self._query_inputs(family, header, image, call)
-        except InvalidArgumentError as error:
-            raise error.within("image") from None
         guidance, guidance_reused = await guide(False)
 
-        async def decided() -> tuple[DecidedMask, EncodedMask]:
+        async def decided() -> _Decided:
             try:
-                return await self._decider.encoded(
-                    family,
-                    role,
-                    inputs,
-                    len(header.classes),
-                    call,
-                    guidance=guidance,
-                    original=image.size,
-                    output=output,
-                    options=options,
-                )
+                return await self._decided(family, header, guidance, image, output, options, call)
             except InvalidArgumentError as error:
                 raise error.within("image") from None
 
         try:
-            mask, content = await decided()
+            (mask, content), reused = await decided()
         except UnavailableError as error:
             if error.reason != "GUIDANCE_DROPPED":
                 raise
             # The engine lost it, by a family that left and came back: once more.
             guidance, guidance_reused = await guide(True)
-            mask, content = await decided()
+            (mask, content), reused = await decided()
         return Segmentation(
             mask=content,
             classes=_class_results(header, mask),
@@ -280,18 +268,46 @@ class Segmenter:
             guidance_reused=guidance_reused,
         )
 
-    async def _query_inputs(
-        self, family: ModelFamily, header: TaskHeader, image: _QueryImage, call: Call
-    ) -> tuple[GraphRole, Tensors | Prepare, bool]:
+    async def _decided(
+        self,
+        family: ModelFamily,
+        header: TaskHeader,
+        guidance: TaskGuidance,
+        image: _QueryImage,
+        output: Size,
+        options: OutputOptions,
+        call: Call,
+    ) -> _Decided:
+        """The mask, and whether the image's feature maps were at hand."""
+        encoded = partial(
+            self._decider.encoded,
+            family,
+            ways=len(header.classes),
+            call=call,
+            guidance=guidance,
+            original=image.size,
+            output=output,
+            options=options,
+        )
         # The shots of a cross-guided task share the maps: they are made once, whatever the policy.
-        shared = header.fusion is ShotFusion.CROSS_GUIDED
-        if not shared and not self._features.worth_keeping(family, image.digest):
-            role = GraphRole.QUERY_DECODER
-            return role, NetworkImage(await image.load(), family, role), False
+        if header.fusion is not ShotFusion.CROSS_GUIDED:
+            whole = partial(encoded, GraphRole.QUERY_DECODER)
+            if not self._features.worth_keeping(family, image.digest):
+                prepare = NetworkImage(await image.load(), family, GraphRole.QUERY_DECODER)
+                return await whole(prepare), False
+            if self._features.made_by_answering(family, image.digest):
+                answer = await self._features.while_answering(
+                    family,
+                    image.digest,
+                    image.load,
+                    lambda inputs, maps: whole(inputs, maps=maps),
+                )
+                if answer is not None:
+                    return answer, False
         inputs, reused = await self._features.of_query(
             family, image.digest, image.size, image.load, call
         )
-        return GraphRole.DECODE, inputs, reused
+        return await encoded(GraphRole.DECODE, inputs), reused
 
     def _output_size(self, family: ModelFamily, image: Size, options: OutputOptions) -> Size:
         if isinstance(options.size, Size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -41,12 +41,15 @@ class SourceImage:
         size: Rows and columns after EXIF orientation.
         raw: Whether ``data`` is height * width * 3 bytes of RGB.
         digest: Hexadecimal SHA-256 of what ``data`` means (the raw form counts its size in).
+        opened: At most one thing: the file as its inspection left it open. Who decodes the image
+            takes it out; whoever comes later opens the file again.
     """
 
     data: bytes
     size: Size
     raw: bool
     digest: str
+    opened: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
 
 class IndexMask(msgspec.Struct, frozen=True, tag=True):

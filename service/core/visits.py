@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 
 from service.core.calls import Call
 from service.core.family import GraphRole, ModelFamily
@@ -36,6 +38,10 @@ class GraphVisits:
         self._host = engine if isinstance(engine, HostingEngine) else None
         self._workers = workers
 
+    def makes_maps(self, family: ModelFamily) -> bool:
+        """Whether a run of ``query_decoder`` can hand out the feature maps that it made."""
+        return self._host is not None and GraphRole.QUERY_FEATURES not in family.graphs
+
     async def run(
         self,
         family: ModelFamily,
@@ -47,6 +53,7 @@ class GraphVisits:
         *,
         guidance: GuidanceHandle | None = None,
         deadline: float | None = None,
+        maps: dict[str, NDArray[Any]] | None = None,
     ) -> Result:
         """Prepares, runs, finishes.
 
@@ -59,6 +66,8 @@ class GraphVisits:
             finish: Uses the outputs.
             guidance: See ``Engine.run``.
             deadline: Likewise.
+            maps: Of a ``query_decoder`` (``makes_maps``): gets what its ``features`` gives, as soon
+                as that is there; the time until then is that stage's.
         """
         if self._host is None:
             outputs = await self.outputs(
@@ -68,6 +77,13 @@ class GraphVisits:
         # The thread's own: clocks are not shared between threads.
         inner = StageClock()
         started = time.perf_counter()
+
+        def on_graph(role: GraphRole, outputs: Outputs) -> None:
+            if maps is not None and role is GraphRole.FEATURES:
+                around = sum(inner.seconds.values())
+                inner.add(Stage.FEATURES, time.perf_counter() - started - around)
+                maps.update(outputs)
+
         result = await self._host.run_hosting(
             family.name,
             role,
@@ -75,6 +91,7 @@ class GraphVisits:
             lambda outputs: finish(outputs, inner),
             guidance=guidance,
             deadline=deadline,
+            on_graph=on_graph,
         )
         around = sum(inner.seconds.values())
         call.clock.add(stage, time.perf_counter() - started - around)

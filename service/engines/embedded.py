@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from service.core.errors import RepositoryError, UnavailableError
 from service.core.family import GraphRole
-from service.core.ports import Discovery, GuidanceHandle, Outputs, Telemetry, Tensors
+from service.core.ports import (
+    Discovery,
+    GuidanceHandle,
+    OnGraph,
+    Outputs,
+    Telemetry,
+    Tensors,
+)
 from service.core.workers import WorkerThreads
 from service.engines.config_files import config_path
 from service.engines.feeds import (
@@ -185,12 +192,13 @@ class EmbeddedEngine:
         *,
         guidance: GuidanceHandle | None = None,
         deadline: float | None = None,
+        on_graph: OnGraph | None = None,
     ) -> _T:
         """As ``run``; see ``service.core.ports.HostingEngine``. Raises as ``run`` does."""
         model = self._model(family, role)
         kept = None if guidance is None else self._guidance_of(family, guidance)
         remaining = remaining_seconds(deadline)
-        run = Run(self._crowded)
+        run = Run(self._crowded, on_graph)
         features = self._model(family, GraphRole.FEATURES).outputs
         visit = _Visit(model, features, prepare, finish, kept, run, deadline)
         self._visits += 1

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from service.core.errors import RepositoryError
 from service.core.family import GraphRole
+from service.core.ports import OnGraph
 from service.engines.config_files import ModelConfig, TensorSpec, config_path, tensor_specs
 
 # The runtime reads this when it is first imported: its telemetry writes under the user's cache.
@@ -50,14 +51,18 @@ class Run:
 
     Args:
         crowded: Tells whether as many runs as there are cores are under way.
+        on_graph: Hears what each graph gave.
 
     Attributes:
         crowded: As given.
         ran: Roles of the graphs that ran to their end, in order.
     """
 
-    def __init__(self, crowded: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, crowded: Callable[[], bool] = lambda: False, on_graph: OnGraph | None = None
+    ) -> None:
         self.crowded = crowded
+        self._on_graph = on_graph
         self.ran: list[GraphRole] = []
         self._stopped = False
         self._options: Any = None
@@ -90,7 +95,10 @@ class Run:
                 raise StoppedError from None
             raise
         self.ran.append(role)
-        return dict(zip(outputs, values, strict=True))
+        given = dict(zip(outputs, values, strict=True))
+        if self._on_graph is not None:
+            self._on_graph(role, given)
+        return given
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -70,7 +70,8 @@ class MemoryStore:
 
     async def put_image(self, tenant: str, image: SourceImage) -> datetime:
         """See ``Store``."""
-        kept = self._images.setdefault((tenant, image.digest), _KeptImage(image, 0, None))
+        unopened = replace(image)
+        kept = self._images.setdefault((tenant, image.digest), _KeptImage(unopened, 0, None))
         kept.awaited_since = now = self._now()
         return now
 

@@ -56,6 +56,7 @@ async def test_graphs_are_told_what_the_image_covers(tmp_path, query_features, r
         supports = (red_support("one"), red_support("two", seed=1))
         await gateway.tasks.register(red_registration(supports=supports), Call())
         told = engine.since()
+        await gateway.segmenter.segment(query(red_query()), Call())
         answer = await gateway.segmenter.segment(query(red_query()), Call())
         asked = engine.since()
     assert all(

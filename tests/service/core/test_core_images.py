@@ -12,6 +12,7 @@ from core_family import multiway
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from service.core.errors import InvalidArgumentError, OutOfLimitsError
 from service.core.family import ImageResize, InputDtype
@@ -450,3 +451,19 @@ def test_fixed_point_inputs_hold_values_times_256() -> None:
     resized = to_network(picture(), family)
     assert resized.dtype == np.uint16
     np.testing.assert_array_equal(resized, picture().astype(int) * 256)
+
+
+def test_a_file_is_opened_once_for_its_inspection_and_its_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = []
+
+    def counted(file: BytesIO) -> JpegImageFile:
+        opened.append(file)
+        return JpegImageFile(file)
+
+    monkeypatch.setattr("service.core.images._READ", ((b"\xff\xd8\xff", counted),))
+    source = inspect(saved(picture(), "JPEG"), max_pixels=PLENTY)
+    first = decode(source)
+    assert len(opened) == 1
+    np.testing.assert_array_equal(decode(source), first)
