@@ -42,8 +42,10 @@ def mmformer_checkpoint(path: Path, variant: Variant | None = None) -> MmformerN
     """
     tensors = read_checkpoint(path)
     if recognise(tensors) != WANTED:
+        with torch.device("meta"):
+            expected = MmformerNetwork(Variant.V1).state_dict()
         # Says what it is instead.
-        require(tensors, MmformerNetwork(Variant.V1).state_dict(), path=path, wanted=WANTED)
+        require(tensors, expected, path=path, wanted=WANTED)
     later = any(_FACTORED_TRUNK.match(key) for key in tensors)
     variant = variant or (Variant.V2 if later else Variant.V1)
     if later != (variant is not Variant.V1):

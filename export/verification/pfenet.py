@@ -156,7 +156,7 @@ def letterboxed_application(golden: Golden) -> Application:
 
 
 def compare_canvas(golden: Golden, normalised: Any) -> Iterator[Measure]:
-    """Compares the normalised query and support, whole or a window, and the masks.
+    """Compares the masks, and the normalised query and support as far as the case stores them.
 
     Args:
         golden: The case.
@@ -170,6 +170,8 @@ def compare_canvas(golden: Golden, normalised: Any) -> Iterator[Measure]:
         values = normalised(torch.tensor(image)[None])[0].numpy()
         if whole in arrays:
             wanted = arrays[whole]
+        elif window not in arrays:
+            continue
         else:
             wanted = arrays[window].reshape(-1, 3, *arrays[window].shape[-2:])[0]
             start = (values.shape[-1] - wanted.shape[-1]) // 2

@@ -11,10 +11,8 @@ from typer.testing import CliRunner
 
 from export import cli
 from export.configs import from_text
-from export.methods.revolver import annotation_kernel
 from export.repository import CONFIG_FILE
-
-GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
+from tests.helpers.checkpoints import GOLDENS, official_content, official_state
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -35,16 +33,8 @@ def stub_export(monkeypatch):
 
 def checkpoint(folder: Path, method: str, model: str = "") -> Path:
     """A file of the official layout whose tensors are one number each."""
-    keys = json.loads((GOLDENS / method / "keys.json").read_text())
-    state = {}
-    for key, entry in (keys[model] if model else keys).items():
-        shape, dtype = entry if isinstance(entry, list) else (entry["shape"], entry["dtype"])
-        value = torch.full((), 0.01, dtype=getattr(torch, dtype.removeprefix("torch.")))
-        state[key] = value.expand(shape)
-    if method == "revolver":
-        state["anno_enc.weight"] = annotation_kernel()
     path = folder / f"{method}.pth"
-    torch.save({"state_dict": state} if method == "sgone" else state, path)
+    torch.save(official_content(method, official_state(method, model)), path)
     return path
 
 
@@ -87,6 +77,13 @@ def parameters(repository: Path) -> dict[str, str]:
         ),
         ("cyctr", "", (), {"fewseg.extent": "decode,guide", "fewseg.input_size": "473x473"}),
         ("asgnet", "resnet50_pyramid", (), {"fewseg.image_resize": "cv2_letterbox"}),
+        (
+            "scl-canet",
+            "",
+            ("--single-scale", "--passes", 1),
+            {"fewseg.input_size": "native", "fewseg.merge_judged": '["features", "planes"]'},
+        ),
+        ("scl-pfenet", "", ("--size", "113"), {"fewseg.input_size": "113x113"}),
         ("pmms", "PMMs_resnet50", (), {"fewseg.input_size": "481x481", "fewseg.score": "sigmoid"}),
         ("pmms", "RPMMs_resnet50", ("--stages", "mean"), {"fewseg.score": "linear"}),
     ],

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MM-Former: its checkpoints, its matching against the specification, and what runs again when."""
+"""MM-Former: its checkpoints, and its matching against the specification."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,20 +22,6 @@ from export.methods.mmformer.network import MmformerNetwork, Variant
 from export.methods.mmformer.parts import grid_positions
 from export.mmformer_family import mmformer_family
 from export.mmformer_source import mmformer_checkpoint
-from export.repository import write_family
-from service.core.calls import Call
-from service.core.types import TaskName
-from tests.helpers.gateway import (
-    TASK,
-    CountingTelemetry,
-    labels_of,
-    negative,
-    query,
-    red_query,
-    red_registration,
-    red_support,
-    running_gateway,
-)
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens" / "mmformer"
 SIZE = (96, 160)
@@ -265,31 +250,3 @@ def test_variants_and_settings_have_names_of_their_own(network):
         for size in ((64, 64), (96, 64))
     }
     assert len(names) == 2
-
-
-async def test_a_click_costs_a_guide_and_a_second_task_a_decode(network, tmp_path):
-    family = mmformer_family(alias="mmformer", network=network, size=(64, 64), provenance={})
-    write_family(family, tmp_path)
-    telemetry = CountingTelemetry()
-
-    def since(before: Counter) -> dict[str, int]:
-        return {str(role): count for role, count in telemetry.since(before).items()}
-
-    async with running_gateway(tmp_path, telemetry=telemetry) as gateway:
-        before = Counter(telemetry.runs)
-        await gateway.tasks.register(red_registration(supports=(red_support("s1"),)), Call())
-        assert since(before) == {"features": 1, "guide": 1}
-        before = Counter(telemetry.runs)
-        click = negative(60, 60)
-        await gateway.tasks.annotate_support(
-            TASK, "s1", click, extend=True, etag="", request_id="", call=Call()
-        )
-        assert since(before) == {"guide": 1}
-        before = Counter(telemetry.runs)
-        answer = await gateway.segmenter.segment(query(red_query()), Call())
-        assert since(before) == {"features": 1, "query_features": 1, "decode": 1}
-        assert labels_of(answer).shape == (64, 64)
-        await gateway.tasks.register(red_registration(task_id="others"), Call())
-        before = Counter(telemetry.runs)
-        await gateway.segmenter.segment(query(red_query(), TaskName("default", "others")), Call())
-        assert since(before) == {"decode": 1}
