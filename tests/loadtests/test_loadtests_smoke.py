@@ -66,7 +66,7 @@ def test_an_open_loop_of_three_seconds_loses_no_answer(tmp_path: Path) -> None:
 def test_overload_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     limits = {"in_flight": 4}
     with _subject(tmp_path, SLOW, limits=limits, slots=2, engine_workers=1) as subject:
-        scenario = _scenario({}, rate=150.0, processes=2, seconds=2.0, deadline_seconds=2.0)
+        scenario = _scenario({}, rate=150.0, processes=2, seconds=2.0, deadline_seconds=10.0)
         (repeat,) = _run(scenario, subject).repeats
 
     assert repeat.lost == 0

@@ -200,8 +200,11 @@ async def test_a_deadline_ends_a_run_that_is_too_slow(tmp_path, serve_triton):
 
 async def test_a_run_without_a_deadline_is_bounded_as_well(tmp_path, serve_triton):
     name = write_tiny_repository(tmp_path, slow_decode=HALF_A_SECOND)
-    async with triton_engine(serve_triton(tmp_path), run_seconds=0.1) as engine:
-        inputs = await slow_engine_inputs(engine, name)
+    triton = serve_triton(tmp_path)
+    async with triton_engine(triton) as patient:
+        inputs = await slow_engine_inputs(patient, name)
+    async with triton_engine(triton, run_seconds=0.1) as engine:
+        await engine.load(name)
         with pytest.raises(UnavailableError) as caught:
             await engine.run(name, GraphRole.DECODE, inputs)
     assert caught.value.reason == "ENGINE_SLOW"
