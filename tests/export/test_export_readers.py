@@ -14,6 +14,7 @@ import typer
 from export.asgnet_family import asgnet_checkpoint
 from export.canet_family import canet_checkpoint
 from export.cli import app
+from export.cyctr_family import cyctr_checkpoint
 from export.errors import CheckpointError
 from export.hsnet_family import hsnet_checkpoint
 from export.mmformer_source import mmformer_checkpoint
@@ -40,6 +41,7 @@ READERS: Mapping[str, Callable[[Path], Any]] = {
     "pfenet": pfenet_checkpoint,
     "scl-canet": scl_canet_checkpoint,
     "scl-pfenet": scl_pfenet_checkpoint,
+    "cyctr": cyctr_checkpoint,
 }
 
 NAMES = {
@@ -55,6 +57,7 @@ NAMES = {
     "pfenet": "a PFENet checkpoint",
     "scl-canet": "an SCL checkpoint of CANet",
     "scl-pfenet": "an SCL checkpoint of PFENet",
+    "cyctr": "a CyCTR checkpoint",
 }
 
 MODELS = [(method, model) for method, layout in LAYOUTS.items() for model in layout.models or ("",)]

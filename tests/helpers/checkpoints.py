@@ -58,6 +58,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     ),
     "scl-canet": Layout(parallel=True, models=("sclca_resnet50",)),
     "scl-pfenet": Layout(wrapper="state_dict", parallel=True, models=("sclpfe_resnet50",)),
+    "cyctr": Layout(wrapper="state_dict", parallel=True),
 }
 """By method, as the command names it."""
 
