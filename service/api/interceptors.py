@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -247,7 +248,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._running -= 1
         if self._running == 0:
             self._idle.set()
-        self._observer.call_ended(method, code, seconds)
+        # In the loop's next turn: the answer leaves first.
+        asyncio.get_running_loop().call_soon(self._observer.call_ended, method, code, seconds)
 
 
 class _Outcome:
@@ -270,6 +272,8 @@ class _Outcome:
 
     def log(self, context: ServicerContext, seconds: float) -> None:
         """Writes the line of the access log."""
+        if self.status is None and not _log.isEnabledFor(logging.DEBUG):
+            return
         facts = {"code": self.code(context), "seconds": round(seconds, 6), "peer": context.peer()}
         if self.status is None:
             _log.debug("call", **facts)

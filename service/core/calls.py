@@ -56,7 +56,9 @@ async def finished(work: Coroutine[Any, Any, Result]) -> Result:
 
 @asynccontextmanager
 async def running(call: Call, telemetry: Telemetry) -> AsyncIterator[None]:
-    """Holds the body to the call's deadline, and reports its stages when it ends.
+    """Holds the body to the call's deadline, and reports its stages soon after it ends.
+
+    The event loop reports them in its next turn: the answer that is ready by then leaves first.
 
     Raises:
         DeadlineExceededError: The deadline passed; the body was cancelled.
@@ -70,5 +72,9 @@ async def running(call: Call, telemetry: Telemetry) -> AsyncIterator[None]:
             raise deadline_exceeded() from None
         raise
     finally:
-        for stage, seconds in call.clock.seconds.items():
-            telemetry.stage(stage, seconds)
+        asyncio.get_running_loop().call_soon(_report, call.clock, telemetry)
+
+
+def _report(clock: StageClock, telemetry: Telemetry) -> None:
+    for stage, seconds in clock.seconds.items():
+        telemetry.stage(stage, seconds)
