@@ -50,10 +50,18 @@ def verify_scl_canet(
     names: Sequence[str] = (),
     gateway: Gateway | None = EMBEDDED,
     repository: Path | None = None,
+    exported: bool = True,
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
     cases = cases_of(goldens, "sclca_", names)
-    return verify(_SclCanet(), goldens, names=cases, gateway=gateway, repository=repository)
+    return verify(
+        _SclCanet(),
+        goldens,
+        names=cases,
+        gateway=gateway,
+        repository=repository,
+        exported=exported,
+    )
 
 
 class _SclCanet:
