@@ -2,9 +2,10 @@
 """A quick deterministic reading of a model, for learning curves and choices.
 
 What `fewseg evaluate` does through the service, in torch and on any device: every annotated image
-is the query once, under the next `shots` images of its class, cyclic; intersections and unions are
-summed per class; the result of a set is the mean over its classes. Pictures and masks come from a
-pack, so the numbers differ a little from those at stored resolution.
+is the query once, under the next `shots` images of its class, cyclic, or all its others if they are
+fewer; intersections and unions are summed per class; the result of a set is the mean over its
+classes. Pictures and masks come from a pack, so the numbers differ a little from those at stored
+resolution.
 """
 
 from __future__ import annotations
@@ -110,8 +111,10 @@ class PackedSet:
         semantic, fine = (torch.stack(kind) for kind in zip(*maps, strict=True))
         planes = torch.stack([self.planes(entry, reading) for entry in entries])
         prototypes, weights = self.guide(semantic, fine, planes)
-        turned = [prototypes.roll(-step, 0) for step in range(1, reading.shots + 1)]
-        shares = [weights.roll(-step, 0).unsqueeze(2) for step in range(1, reading.shots + 1)]
+        # A query is never among its own supports.
+        steps = range(1, min(reading.shots, len(entries) - 1) + 1)
+        turned = [prototypes.roll(-step, 0) for step in steps]
+        shares = [weights.roll(-step, 0).unsqueeze(2) for step in steps]
         total = torch.stack(shares).sum(0).clamp(min=1e-6)
         merged = torch.stack([a * b for a, b in zip(turned, shares, strict=True)]).sum(0) / total
         margins = self.model.decode.margins(semantic, fine, merged)[1]

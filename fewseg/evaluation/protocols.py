@@ -32,13 +32,17 @@ class Episode:
 def every_query_once(source: Source, shots: int) -> Iterator[Episode]:
     """Every image of a class is the query once, under the next ``shots`` images, cyclic.
 
+    A query is never among its own supports: a class of ``shots`` images or fewer
+    lends all its others.
+
     Raises:
-        ValueError: A class has too few images.
+        ValueError: A class has a single image.
     """
     for class_name, names in source.index.items():
-        _check_enough(class_name, len(names), shots)
+        _check_enough(class_name, len(names), 1)
+        lent = min(shots, len(names) - 1)
         for place, query in enumerate(names):
-            supports = tuple(names[(place + step) % len(names)] for step in range(1, shots + 1))
+            supports = tuple(names[(place + step) % len(names)] for step in range(1, lent + 1))
             yield Episode(class_name, supports, query)
 
 
@@ -62,7 +66,7 @@ def random_episodes(source: Source, shots: int, count: int, seed: int) -> Iterat
 
 def _check_enough(class_name: str, images: int, shots: int) -> None:
     if images <= shots:
-        raise ValueError(f"{class_name} has {images} images; {shots} shots need {shots + 1}.")
+        raise ValueError(f"{class_name}: {shots + 1} images are needed, there are {images}.")
 
 
 def read_model(

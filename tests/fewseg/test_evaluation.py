@@ -123,8 +123,16 @@ def test_every_image_is_the_query_once_under_the_next_ones(folder):
         (("c", "a"), "b"),
         (("a", "b"), "c"),
     ]
-    with pytest.raises(ValueError, match="3 shots need 4"):
-        list(every_query_once(source, 3))
+
+
+def test_a_class_of_few_images_lends_all_but_the_query(folder):
+    source = AnnotatedFolder(folder, fold=1)
+    assert list(every_query_once(source, 5)) == list(every_query_once(source, 2))
+    with pytest.raises(ValueError, match="red: 4 images are needed, there are 3"):
+        list(random_episodes(source, 3, 1, seed=0))
+    (folder / "index.json").write_text(json.dumps({"red": ["a"]}))
+    with pytest.raises(ValueError, match="red: 2 images are needed, there are 1"):
+        list(every_query_once(AnnotatedFolder(folder), 1))
 
 
 def test_random_episodes_are_the_same_again_and_never_show_the_query(folder):

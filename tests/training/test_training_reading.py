@@ -133,3 +133,5 @@ def test_a_set_whose_colours_tell_everything_is_read_as_perfect(model):
     pack = Pack(images, truth, (), tuple(Entry("set", n, "red", n) for n in range(3)))
     held = PackedSet(model, pack, pack.entries, 320)
     assert held.read_class("red", Reading(2)) > 90
+    # Three pictures lend a query two supports, however many are asked for.
+    assert held.read_class("red", Reading(5)) == held.read_class("red", Reading(2))
