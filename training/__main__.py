@@ -70,8 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     reading.add_argument("--fold", type=int, choices=range(folds.FOLDS), help="only its classes")
     reading.add_argument("--size", type=int, default=320)
     reading.add_argument("--device", default="cpu", help="cpu or cuda")
-    drawing = commands.add_parser("figures", help="draw learning curves")
-    drawing.add_argument("--curves", type=Path, nargs="+", required=True, help="<stage>.json")
+    drawing = commands.add_parser("figures", help="draw learning curves and results")
+    drawing.add_argument("--curves", type=Path, nargs="+", default=[], help="<stage>.json")
+    drawing.add_argument(
+        "--scores",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="<set>-<shots>.json, as `fewseg --json evaluate` printed it",
+    )
     drawing.add_argument("--out", type=Path, required=True, help="folder to write")
     return parser
 
@@ -104,6 +111,8 @@ def main() -> None:
         _read(options)
     elif command == "figures":
         figures.draw_curves(options["curves"], options["out"])
+        if options["scores"]:
+            figures.draw_scores(options["scores"], options["out"])
 
 
 if __name__ == "__main__":
