@@ -159,3 +159,16 @@ def test_many_supports(run):
     assert any("23 sent" in line for line in told)
     assert any("worst: crop-0020" in line for line in told)
     assert told[-1] == "23 supports are left"
+
+
+def test_limits(run, tmp_path):
+    told = run("limits")
+    found = list(overlaps_in(told).values())
+    assert len(found) == 10
+    fails, helps = found[::2], found[1::2]
+    assert min(np.subtract(helps, fails)) >= 3, "what is said to help does"
+    fewer, all_of_them = (
+        int(re.search(r"(\d+) pieces", line)[1]) for line in told if "piec" in line
+    )
+    assert fewer < 12 <= all_of_them, "coins are joined in one picture, and apart in its tiles"
+    assert Image.open(tmp_path / "limits" / "contact-sheet.jpg").width > 1000
