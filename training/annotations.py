@@ -76,7 +76,8 @@ def _strokes(regions: Tensor, order: Tensor, rng: torch.Generator) -> Tensor:
     along = turn.cos() * across + turn.sin() * down
     beside = turn.cos() * down - turn.sin() * across
     wave = 6 * (torch.sin(along / 12 + 6 * phase) - torch.sin(6 * phase))
-    return (((beside - wave).abs() < 1.8) & (along.abs() < reach)).float() * regions
+    drawn: Tensor = (((beside - wave).abs() < 1.8) & (along.abs() < reach)).float()
+    return drawn * regions
 
 
 def _some_parts(parts: Tensor, rng: torch.Generator) -> Tensor:

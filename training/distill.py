@@ -17,6 +17,7 @@ from training.runs import (
     Budget,
     Run,
     Smoothed,
+    Stateful,
     parameter_groups,
     precise,
     quickest_layout,
@@ -179,7 +180,8 @@ def _largest_directions(
         views = random_views(pack.images[chosen], size + MARGIN, ViewRule(), rng)
         cells = teacher(views)["coarse"].float().transpose(0, 1).flatten(1)
         products += cells @ cells.T
-    return torch.linalg.eigh(products).eigenvectors.flip(1)[:, :count].T.contiguous()
+    vectors: Tensor = torch.linalg.eigh(products).eigenvectors
+    return vectors.flip(1)[:, :count].T.contiguous()
 
 
 def train(settings: DistillSettings) -> None:
@@ -201,7 +203,7 @@ def train(settings: DistillSettings) -> None:
     )
     smoothed = Smoothed(student, 0.998)
     run = Run(settings.run, "distill", Budget(settings.steps, settings.minutes))
-    parts = {"student": student, "optimizer": optimizer, "smoothed": smoothed}
+    parts: dict[str, Stateful] = {"student": student, "optimizer": optimizer, "smoothed": smoothed}
     run.resume(rng, **parts)
     for progress, due in run.steps():
         set_rate(optimizer, progress, run.step, settings.rate)

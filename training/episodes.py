@@ -27,6 +27,7 @@ from training.runs import (
     Budget,
     Run,
     Smoothed,
+    Stateful,
     parameter_groups,
     precise,
     quickest_layout,
@@ -148,7 +149,7 @@ def make_episodes(pack: Pack, drawn: Drawn, size: int, rng: torch.Generator) -> 
         if not places:
             continue
         first, end = places[0] * pictures, (places[-1] + 1) * pictures
-        grounds = views[first:end].unflatten(0, (len(places), pictures))
+        grounds = views[first:end].reshape(len(places), pictures, *views.shape[1:])
         if kind == "collage":
             figures = _cut_outs(pack, torch.from_numpy(drawn.figures[places]).to(device))
             scenes, made = collages(grounds, figures, ways, rng)
@@ -304,7 +305,12 @@ def train(settings: EpisodeSettings) -> None:
     )
     smoothed, tally = Smoothed(model, 0.997), Tally()
     run = Run(settings.run, "episodes", Budget(settings.steps, settings.minutes))
-    parts = {"student": student, "model": model, "optimizer": optimizer, "smoothed": smoothed}
+    parts: dict[str, Stateful] = {
+        "student": student,
+        "model": model,
+        "optimizer": optimizer,
+        "smoothed": smoothed,
+    }
     run.resume(rng, **parts)
     for progress, due in run.steps():
         set_rate(optimizer, progress, run.step, settings.rate)

@@ -85,7 +85,8 @@ def scores_figure(results: Mapping[str, Mapping[int, Scores]]) -> Figure:
         columns[shorter].append(name)
         lengths[shorter] += _rows(by_shots)
     figure = Figure(figsize=(11, 1 + 0.23 * max(lengths)), layout="constrained")
-    for column, part in zip(columns, figure.subfigures(1, 2), strict=True):
+    parts: Any = figure.subfigures(1, 2)
+    for column, part in zip(columns, parts, strict=True):
         if not column:
             continue
         heights = [_rows(results[name]) for name in column]

@@ -106,8 +106,8 @@ def _pool_sources(root: Path) -> Iterator[_Source]:
 
 
 def _stored_picture(path: Path, longest: int) -> bytes:
-    with Image.open(path) as picture:
-        picture = picture.convert("RGB")
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
         picture.thumbnail((longest, longest), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         picture.save(buffer, "WEBP", quality=QUALITY, method=2)

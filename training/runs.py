@@ -23,10 +23,14 @@ SAVE_SECONDS = 60
 _COUNT = "updates"
 
 
-class _Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
+class Stateful(Protocol):
+    """What a checkpoint keeps."""
 
-    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Restores the state."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Run:
         """Time that the stage has taken, resumed parts included."""
         return self._spent + time.monotonic() - self._started
 
-    def resume(self, rng: torch.Generator, **parts: _Stateful) -> None:
+    def resume(self, rng: torch.Generator, **parts: Stateful) -> None:
         """Restores the parts of the checkpoint, if there is one."""
         if not self.checkpoint.exists():
             return
@@ -72,7 +76,7 @@ class Run:
         rng.set_state(saved["rng"].cpu())
         self.step, self._spent, self.curve = saved["step"], saved["seconds"], saved["curve"]
 
-    def save(self, rng: torch.Generator, **parts: _Stateful) -> None:
+    def save(self, rng: torch.Generator, **parts: Stateful) -> None:
         """Writes checkpoint and learning curve; a crash never leaves half a file."""
         saved = {
             "step": self.step,
@@ -192,8 +196,13 @@ def quickest_layout(module: nn.Module, size: int, batch: int, device: str) -> to
     taken = {layout: _seconds(module, layout, size, batch, device) for layout in layouts}
     best = min(layouts, key=lambda layout: taken[layout])
     tqdm.write(f"seconds by memory layout: {taken}")
-    module.to(memory_format=best)
+    _lay_out(module, best)
     return best
+
+
+def _lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+    # torch's own annotations forget this argument.
+    module.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def _seconds(
@@ -202,7 +211,7 @@ def _seconds(
     """Time of two training steps after one for warming up; gradients are thrown away."""
     if device == "cpu":
         return 0.0
-    module.to(memory_format=layout)
+    _lay_out(module, layout)
     kept = {name: value.clone() for name, value in module.state_dict().items()}
     pictures = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=layout)
     started = 0.0
