@@ -114,6 +114,7 @@ def _serving(size: tuple[int, int], grid: int) -> Serving:
         post_chain=POST_CHAIN,
         class_handling="binary",
         needs_background=False,
+        void="unknown",
         decision="margin",
         score="sigmoid",
         way_buckets=WAY_BUCKETS,
