@@ -44,7 +44,7 @@ _SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a RePRI checkpoint", (r"bottleneck\.", r"ppm\.")),
     ("an MM-Former checkpoint", (r"sem_seg_head\.",)),
     ("an SG-One checkpoint", (r"netB\.",)),
-    ("a PMMs checkpoint", (r"model_res\.",)),
+    ("a PMMs checkpoint", (r"model_(res|backbone)\.",)),
     ("a CANet checkpoint", (r"residule1\.", r"layer55\.")),
     ("a revolver checkpoint of early fusion", (r"supp_encoder\.(conv1_1|0)\.weight",)),
     (
@@ -158,6 +158,20 @@ def fill_network(
     state = require(tensors, network.state_dict(), path=path, wanted=wanted)
     network.load_state_dict(state, assign=True)
     return network.eval()
+
+
+def refuse_resnet101(tensors: Tensors, *, path: Path, wanted: str) -> None:
+    """Refuses a network on ResNet-101, for methods that were published on ResNet-50 alone.
+
+    Raises:
+        CheckpointError: It is one, and but for its depth what is wanted.
+    """
+    deep = any(key.endswith("layer3.22.conv1.weight") for key in tensors)
+    if deep and recognise(tensors) == wanted:
+        raise CheckpointError(
+            f"{path} has the keys of {wanted}, but of a ResNet-101; of the ResNets, only the one "
+            "on ResNet-50 was published, and only that can be exported."
+        )
 
 
 def _check_start(path: Path) -> None:

@@ -8,7 +8,8 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from export.checkpoints import fill_network, read_checkpoint
+from export.checkpoints import fill_network, read_checkpoint, refuse_resnet101
+from export.errors import CheckpointError
 from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.methods.pmms import (
     PmmsDecode,
@@ -53,9 +54,14 @@ def pmms_checkpoint(path: Path) -> PmmsNetwork:
     Its keys tell whether it is PMMs or RPMMs.
 
     Raises:
-        CheckpointError: The file is neither.
+        CheckpointError: The file is neither, or of another trunk than ResNet-50.
     """
     tensors = read_checkpoint(path)
+    if any(key.startswith("model_backbone.") for key in tensors):
+        raise CheckpointError(
+            f"{path} is of PMMs on VGG-16; only PMMs and RPMMs on ResNet-50 can be exported."
+        )
+    refuse_resnet101(tensors, path=path, wanted=WANTED)
     build = partial(PmmsNetwork, recurrent="layer55.1.weight" not in tensors)
     return fill_network(build, tensors, path=path, wanted=WANTED)
 

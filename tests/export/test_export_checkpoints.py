@@ -184,6 +184,10 @@ def test_values_that_are_not_finite_are_refused(state, value):
         (["netB.features_1.0.weight"], "an SG-One checkpoint"),
         (["conv1.weight", "residule1.0.weight", "layer55.0.weight"], "a CANet checkpoint"),
         (["model_res.conv1.weight", "residule1.0.weight", "layer55.0.weight"], "a PMMs"),
+        (
+            ["model_backbone.features_1.0.weight", "residule1.1.weight", "layer55.0.weight"],
+            "a PMMs checkpoint",
+        ),
         (["encoder.conv1_1.weight", "anno_enc.weight"], "a revolver checkpoint"),
         (["supp_init_merge.0.weight", "transformer.cross_layers.0.weight"], "a CyCTR"),
         (["corr_conv.0.weight", "down_conv.0.weight"], "an ASGNet checkpoint"),

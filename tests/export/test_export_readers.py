@@ -160,3 +160,37 @@ def test_a_trunk_of_another_depth_is_named_by_what_does_not_belong(method, tmp_p
     message = refused(method, saved(tmp_path, method, deeper))
     assert "1 keys do not belong" in message
     assert "layer3.6.conv1.weight" in message
+
+
+@pytest.mark.parametrize("method", ["canet", "pmms", "scl-canet"])
+def test_a_resnet101_is_named_where_only_resnet50_was_published(method, tmp_path):
+    state = official_state(method)
+    block = {key: value for key, value in state.items() if "layer3.5." in key}
+    deeper = {
+        key.replace("layer3.5.", f"layer3.{number}."): value
+        for key, value in block.items()
+        for number in range(6, 23)
+    }
+    path = saved(tmp_path, method, {**state, **deeper})
+    message = refused(method, path)
+    assert f"{NAMES[method]}, but of a ResNet-101" in message
+    assert "ResNet-50 was published" in message
+    other = "pmms" if method == "canet" else "canet"
+    assert f"looks like {NAMES[method]}, not {NAMES[other]}" in refused(other, path)
+
+
+def test_pmms_on_vgg16_are_refused_by_name(tmp_path):
+    shapes = {
+        "model_backbone.features_1.0.weight": (64, 3, 3, 3),
+        "model_backbone.cls.0.weight": (512, 512, 3, 3),
+        "layer5.0.weight": (256, 512, 3, 3),
+        "layer55.0.weight": (256, 512, 3, 3),
+        "layer55.1.weight": (256,),
+        "residule1.1.weight": (256, 258, 3, 3),
+    }
+    state = {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
+    path = saved(tmp_path, "pmms", state)
+    message = refused("pmms", path)
+    assert "is of PMMs on VGG-16" in message
+    assert "on ResNet-50 can be exported" in message
+    assert "looks like a PMMs checkpoint, not a CANet checkpoint" in refused("canet", path)
