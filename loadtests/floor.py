@@ -209,9 +209,7 @@ class StraightLine:
             clock.lap("codec")
             features = self.features(image)
             clock.lap("features")
-            row, weight = self._graphs["guide"].run(
-                ["prototypes", "weights"], features | {"planes": planes}
-            )
+            row, weight = self._run("guide", ["prototypes", "weights"], features, planes=planes)
             clock.lap("guide")
             rows.append(row)
             weights.append(weight[..., None])
@@ -229,15 +227,22 @@ class StraightLine:
 
     def guide(self, features: Maps, planes: NDArray[np.float32]) -> _Floats:
         """Prototypes of one shot."""
-        return self._graphs["guide"].run(  # type: ignore[no-any-return]
-            ["prototypes"], features | {"planes": planes}
-        )[0]
+        (row,) = self._run("guide", ["prototypes"], features, planes=planes)
+        return row
 
     def decode(self, features: Maps, prototypes: _Floats) -> _Floats:
         """Logits float32 [2, h, w]."""
-        return self._graphs["decode"].run(  # type: ignore[no-any-return]
-            ["logits"], features | {"prototypes": prototypes}
-        )[0][0, :, 0]
+        (logits,) = self._run("decode", ["logits"], features, prototypes=prototypes)
+        return logits[0, :, 0]
+
+    def _run(
+        self, role: str, outputs: Sequence[str], features: Maps, **others: _Floats
+    ) -> Sequence[_Floats]:
+        """Runs a graph on those of the feature maps that it takes."""
+        graph = self._graphs[role]
+        taken = {node.name for node in graph.get_inputs()} - others.keys()
+        feeds = {name: features[name] for name in taken} | others
+        return graph.run(list(outputs), feeds)  # type: ignore[no-any-return]
 
     def segment(
         self, jpeg: bytes, prototypes: _Floats, height: int, width: int, clock: Clock

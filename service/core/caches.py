@@ -94,24 +94,41 @@ class ByteBudgetCache(Generic[Key, Value]):
             self._telemetry.cache_hit(self._name)
             return value, True
         self._telemetry.cache_miss(self._name)
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = _Flight(asyncio.ensure_future(self._build(key, build)))
-            # Nobody may be left to hear of a failure.
-            flight.task.add_done_callback(lambda task: task.cancelled() or task.exception())
-            self._flights[key] = flight
+        flight = self._flights.get(key) or self._depart(key, build)
         return await self._await(key, flight, detached), False
+
+    def begin(self, key: Key, build: Callable[[], Awaitable[Value]]) -> Callable[[], None]:
+        """Begins to build a value that is neither held nor being built.
+
+        Returns:
+            To be called once, by a caller who has no more need of the value: as that of ``get``
+            when it gives up.
+        """
+        self._telemetry.cache_miss(self._name)
+        flight = self._depart(key, build)
+        flight.waiters += 1
+        return lambda: self._leave(key, flight, detached=False)
+
+    def _depart(self, key: Key, build: Callable[[], Awaitable[Value]]) -> _Flight[Value]:
+        flight = _Flight(asyncio.ensure_future(self._build(key, build)))
+        # Nobody may be left to hear of a failure.
+        flight.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._flights[key] = flight
+        return flight
 
     async def _await(self, key: Key, flight: _Flight[Value], detached: bool) -> Value:
         flight.waiters += 1
         try:
             return await asyncio.shield(flight.task)
         finally:
-            flight.waiters -= 1
-            if flight.waiters == 0 and not detached and not flight.task.done():
-                # Whoever comes next must begin anew, not join what is ending.
-                self._land(key, flight.task)
-                flight.task.cancel()
+            self._leave(key, flight, detached)
+
+    def _leave(self, key: Key, flight: _Flight[Value], detached: bool) -> None:
+        flight.waiters -= 1
+        if flight.waiters == 0 and not detached and not flight.task.done():
+            # Whoever comes next must begin anew, not join what is ending.
+            self._land(key, flight.task)
+            flight.task.cancel()
 
     async def _build(self, key: Key, build: Callable[[], Awaitable[Value]]) -> Value:
         try:

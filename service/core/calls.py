@@ -63,6 +63,7 @@ async def running(call: Call, telemetry: Telemetry) -> AsyncIterator[None]:
     Raises:
         DeadlineExceededError: The deadline passed; the body was cancelled.
     """
+    loop = asyncio.get_running_loop()
     try:
         # asyncio's clock is time.monotonic().
         async with asyncio.timeout_at(call.deadline) as scope:
@@ -72,7 +73,7 @@ async def running(call: Call, telemetry: Telemetry) -> AsyncIterator[None]:
             raise deadline_exceeded() from None
         raise
     finally:
-        asyncio.get_running_loop().call_soon(_report, call.clock, telemetry)
+        loop.call_soon(_report, call.clock, telemetry)
 
 
 def _report(clock: StageClock, telemetry: Telemetry) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from service.core.postchain import PostChain
 from service.core.task_guidance import TaskGuidance
 from service.core.timing import Stage, StageClock
 from service.core.types import DecidedMask, EncodedMask, OutputOptions, Size
-from service.core.visits import Finish, GraphVisits, Prepare
+from service.core.visits import Finish, GraphVisits, OnMaps, Prepare
 
 Result = TypeVar("Result")
 
@@ -83,7 +83,7 @@ class MaskDecider:
         original: Size,
         output: Size,
         options: OutputOptions,
-        maps: dict[str, NDArray[Any]] | None = None,
+        on_maps: OnMaps | None = None,
     ) -> tuple[DecidedMask, EncodedMask]:
         """Labels of one query, and their bytes.
 
@@ -97,7 +97,7 @@ class MaskDecider:
             original: Size of the image.
             output: Size of the mask.
             options: The format, and whether to return probabilities.
-            maps: See ``GraphVisits.run``.
+            on_maps: See ``GraphVisits.run``.
         """
 
         def finish(outputs: Outputs, clock: StageClock) -> tuple[DecidedMask, EncodedMask]:
@@ -116,8 +116,8 @@ class MaskDecider:
             inputs,
             finish,
             guidance=guidance.handles[0],
-            deadline=None if maps is not None else call.deadline,
-            maps=maps,
+            deadline=call.deadline,
+            on_maps=on_maps,
         )
 
     async def _fused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -17,15 +18,15 @@ from service.core.ports import Tensors
 from service.core.resize import check_size, extent_input, picture_to_network
 from service.core.timing import Stage, StageClock
 from service.core.types import Size, SourceImage
-from service.core.visits import GraphVisits, Prepare
+from service.core.visits import GraphVisits, OnMaps
 
 #: Fetches an image when its feature maps are not at hand.
 ImageLoader = Callable[[], Awaitable[SourceImage]]
 
 Result = TypeVar("Result")
 
-#: Answers a query by ``query_decoder``; the mapping gets the maps on the way.
-Answer = Callable[[Prepare, dict[str, NDArray[Any]]], Awaitable[Result]]
+#: Answers a query by ``query_decoder``, and tells the maps that it makes on the way.
+Answer = Callable[[OnMaps], Awaitable[Result]]
 
 #: Graphs whose outputs are kept.
 _MAPS = (GraphRole.FEATURES, GraphRole.QUERY_FEATURES)
@@ -104,16 +105,7 @@ class ImageFeatures:
         key = FeatureKey(family.name, digest, GraphRole.FEATURES)
 
         async def build() -> FeatureMaps:
-            image = await load()
-            return _weighed(
-                await self._visits.outputs(
-                    family,
-                    GraphRole.FEATURES,
-                    Stage.FEATURES,
-                    call,
-                    NetworkImage(image, family, GraphRole.FEATURES),
-                )
-            )
+            return await self._made(family, await load(), call)
 
         maps, reused = await self._cache.get(key, build)
         return maps.tensors, reused
@@ -142,43 +134,41 @@ class ImageFeatures:
         return self._visits.makes_maps(family) and not self._cache.expects(key)
 
     async def while_answering(
-        self, family: ModelFamily, digest: str, load: ImageLoader, answer: Answer[Result]
-    ) -> Result | None:
+        self, family: ModelFamily, image: SourceImage, call: Call, answer: Answer[Result]
+    ) -> Result:
         """Answers a query of an image without maps, and keeps the maps that this makes.
+
+        Whoever needs the maps meanwhile gets them as soon as they are there, and has them made
+        anew if this query ends before: its answer, its errors and its deadline are its own.
 
         Args:
             family: By which networks.
-            digest: Of the image.
-            load: Fetches it.
-            answer: Runs ``query_decoder`` on what it is given, and tells the maps.
-
-        Returns:
-            The answer; None where the maps were made by somebody else meanwhile.
+            image: The image.
+            call: Of the query.
+            answer: Runs ``query_decoder``, and tells the maps.
         """
-        key = FeatureKey(family.name, digest, GraphRole.FEATURES)
-        answers: list[Result] = []
-        failures: list[Exception] = []
+        loop = asyncio.get_running_loop()
+        made: asyncio.Future[FeatureMaps | None] = loop.create_future()
 
         async def build() -> FeatureMaps:
-            image = NetworkImage(await load(), family, GraphRole.QUERY_DECODER)
-            maps: dict[str, NDArray[Any]] = {}
-            try:
-                answers.append(await answer(image, maps))
-            except Exception as error:
-                if not maps:
-                    raise
-                # What came after the maps is none of those who wait for them.
-                failures.append(error)
-            return _weighed(maps)
+            return await made or await self._made(family, image, call.detached())
 
+        def tell(maps: dict[str, NDArray[Any]]) -> None:
+            loop.call_soon_threadsafe(_settle, made, _weighed(maps))
+
+        leave = self._cache.begin(FeatureKey(family.name, image.digest, GraphRole.FEATURES), build)
         try:
-            await self._cache.get(key, build)
-            if failures:
-                raise failures[0]
-            return answers[0] if answers else None
+            return await answer(tell)
         finally:
-            # An error keeps this frame, which is not to keep the error.
-            failures.clear()
+            # The loop has settled it with the maps by now, if there are any.
+            _settle(made, None)
+            leave()
+
+    async def _made(self, family: ModelFamily, image: SourceImage, call: Call) -> FeatureMaps:
+        prepare = NetworkImage(image, family, GraphRole.FEATURES)
+        return _weighed(
+            await self._visits.outputs(family, GraphRole.FEATURES, Stage.FEATURES, call, prepare)
+        )
 
     async def _query_maps(
         self, family: ModelFamily, digest: str, size: Size, load: ImageLoader, call: Call
@@ -227,6 +217,11 @@ class NetworkImage:
         with clock.measure(Stage.RESIZE):
             pixels = picture_to_network(picture, self._family)[None]
         return {"image": pixels, **extent_input(self._family, self._role, self._image.size)}
+
+
+def _settle(made: asyncio.Future[FeatureMaps | None], maps: FeatureMaps | None) -> None:
+    if not made.done():
+        made.set_result(maps)
 
 
 def _weighed(tensors: dict[str, NDArray[Any]]) -> FeatureMaps:

@@ -107,7 +107,9 @@ def inspect(data: bytes, *, max_pixels: int, max_side: int = _MAX_SIDE) -> Sourc
         size = Size(size.width, size.height)
     digest = hashlib.sha256(data).hexdigest()
     source = SourceImage(data=data, size=size, raw=False, digest=digest)
-    source.opened.append(image)
+    if isinstance(image, JpegImageFile):
+        # Others hold a decoder, or a copy of the file, while they are open.
+        source.opened.append(image)
     return source
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +23,7 @@ from service.core.features import ImageFeatures, ImageLoader, NetworkImage
 from service.core.guidance import GuidanceBuilder
 from service.core.limits import Limits
 from service.core.output_limits import check_given_size, check_output
-from service.core.ports import Store, Telemetry
+from service.core.ports import Store, Telemetry, Tensors
 from service.core.refusals import support_not_found
 from service.core.task_guidance import TaskGuidance
 from service.core.timing import Stage
@@ -40,14 +41,12 @@ from service.core.types import (
     TaskName,
     TaskRecord,
 )
+from service.core.visits import Prepare
 
 _RecordLoader = Callable[[], Awaitable[TaskRecord]]
 
 #: Fetches guidance; True says that what it gave before was lost.
 _Guide = Callable[[bool], Awaitable[tuple[TaskGuidance, bool]]]
-
-#: A mask with its bytes, and whether the feature maps were at hand.
-_Decided = tuple[tuple[DecidedMask, EncodedMask], bool]
 
 #: How often a query follows a task that changes under it before it gives up.
 _ATTEMPTS = 5
@@ -60,6 +59,23 @@ class _QueryImage:
     digest: str
     size: Size
     load: ImageLoader
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """How a query is answered.
+
+    Attributes:
+        role: DECODE, or QUERY_DECODER.
+        inputs: Of that.
+        reused: Whether feature maps were at hand.
+        new: The image, if its maps are to be kept and nobody had begun to make them.
+    """
+
+    role: GraphRole
+    inputs: Tensors | Prepare
+    reused: bool
+    new: SourceImage | None = None
 
 
 class Segmenter:
@@ -241,22 +257,21 @@ class Segmenter:
     ) -> Segmentation:
         output = self._output_size(family, image.size, options)
         check_output(output, len(header.classes), options.probabilities, family, self._limits)
+        with _in_image():
+            route = await self._route(family, header, image, call)
         guidance, guidance_reused = await guide(False)
-
-        async def decided() -> _Decided:
-            try:
-                return await self._decided(family, header, guidance, image, output, options, call)
-            except InvalidArgumentError as error:
-                raise error.within("image") from None
-
         try:
-            (mask, content), reused = await decided()
+            mask, content = await self._decided(
+                family, header, guidance, image, route, output, options, call
+            )
         except UnavailableError as error:
             if error.reason != "GUIDANCE_DROPPED":
                 raise
             # The engine lost it, by a family that left and came back: once more.
             guidance, guidance_reused = await guide(True)
-            (mask, content), reused = await decided()
+            mask, content = await self._decided(
+                family, header, guidance, image, route, output, options, call
+            )
         return Segmentation(
             mask=content,
             classes=_class_results(header, mask),
@@ -264,9 +279,24 @@ class Segmenter:
             family=family.name,
             etag=header.etag,
             background=guidance.background,
-            features_reused=reused,
+            features_reused=route.reused,
             guidance_reused=guidance_reused,
         )
+
+    async def _route(
+        self, family: ModelFamily, header: TaskHeader, image: _QueryImage, call: Call
+    ) -> _Route:
+        # The shots of a cross-guided task share the maps: they are made once, whatever the policy.
+        if header.fusion is not ShotFusion.CROSS_GUIDED:
+            kept = self._features.worth_keeping(family, image.digest)
+            if not kept or self._features.made_by_answering(family, image.digest):
+                source = await image.load()
+                whole = NetworkImage(source, family, GraphRole.QUERY_DECODER)
+                return _Route(GraphRole.QUERY_DECODER, whole, False, source if kept else None)
+        inputs, reused = await self._features.of_query(
+            family, image.digest, image.size, image.load, call
+        )
+        return _Route(GraphRole.DECODE, inputs, reused)
 
     async def _decided(
         self,
@@ -274,11 +304,11 @@ class Segmenter:
         header: TaskHeader,
         guidance: TaskGuidance,
         image: _QueryImage,
+        route: _Route,
         output: Size,
         options: OutputOptions,
         call: Call,
-    ) -> _Decided:
-        """The mask, and whether the image's feature maps were at hand."""
+    ) -> tuple[DecidedMask, EncodedMask]:
         encoded = partial(
             self._decider.encoded,
             family,
@@ -289,25 +319,21 @@ class Segmenter:
             output=output,
             options=options,
         )
-        # The shots of a cross-guided task share the maps: they are made once, whatever the policy.
-        if header.fusion is not ShotFusion.CROSS_GUIDED:
-            whole = partial(encoded, GraphRole.QUERY_DECODER)
-            if not self._features.worth_keeping(family, image.digest):
-                prepare = NetworkImage(await image.load(), family, GraphRole.QUERY_DECODER)
-                return await whole(prepare), False
+        with _in_image():
+            if route.new is None:
+                return await encoded(route.role, route.inputs)
             if self._features.made_by_answering(family, image.digest):
-                answer = await self._features.while_answering(
+                return await self._features.while_answering(
                     family,
-                    image.digest,
-                    image.load,
-                    lambda inputs, maps: whole(inputs, maps=maps),
+                    route.new,
+                    call,
+                    lambda tell: encoded(route.role, route.inputs, on_maps=tell),
                 )
-                if answer is not None:
-                    return answer, False
-        inputs, reused = await self._features.of_query(
-            family, image.digest, image.size, image.load, call
-        )
-        return await encoded(GraphRole.DECODE, inputs), reused
+            # Somebody else has begun to make the maps since.
+            inputs, _ = await self._features.of_query(
+                family, image.digest, image.size, image.load, call
+            )
+            return await encoded(GraphRole.DECODE, inputs)
 
     def _output_size(self, family: ModelFamily, image: Size, options: OutputOptions) -> Size:
         if isinstance(options.size, Size):
@@ -349,6 +375,14 @@ class _Pin:
 
 class _RevisionMovedError(AbortedError):
     """The task changed between reading its header and its supports."""
+
+
+@contextmanager
+def _in_image() -> Iterator[None]:
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise error.within("image") from None
 
 
 def _given(image: SourceImage) -> _QueryImage:

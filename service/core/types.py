@@ -41,7 +41,7 @@ class SourceImage:
         size: Rows and columns after EXIF orientation.
         raw: Whether ``data`` is height * width * 3 bytes of RGB.
         digest: Hexadecimal SHA-256 of what ``data`` means (the raw form counts its size in).
-        opened: At most one thing: the file as its inspection left it open. Who decodes the image
+        opened: At most one thing: a JPEG file as its inspection left it open. Who decodes the image
             takes it out; whoever comes later opens the file again.
     """
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
-
-from numpy.typing import NDArray
+from typing import TypeVar
 
 from service.core.calls import Call
 from service.core.family import GraphRole, ModelFamily
@@ -19,6 +17,8 @@ Result = TypeVar("Result")
 
 #: Makes a graph's inputs in a worker thread; its stages go to the clock.
 Prepare = Callable[[StageClock], Tensors]
+#: Hears the feature maps of an image.
+OnMaps = Callable[[Outputs], None]
 #: Makes something of a graph's outputs, likewise.
 Finish = Callable[[Outputs, StageClock], Result]
 
@@ -53,7 +53,7 @@ class GraphVisits:
         *,
         guidance: GuidanceHandle | None = None,
         deadline: float | None = None,
-        maps: dict[str, NDArray[Any]] | None = None,
+        on_maps: OnMaps | None = None,
     ) -> Result:
         """Prepares, runs, finishes.
 
@@ -66,8 +66,8 @@ class GraphVisits:
             finish: Uses the outputs.
             guidance: See ``Engine.run``.
             deadline: Likewise.
-            maps: Of a ``query_decoder`` (``makes_maps``): gets what its ``features`` gives, as soon
-                as that is there; the time until then is that stage's.
+            on_maps: Of a ``query_decoder`` (``makes_maps``): hears what its ``features`` gives, in
+                the thread of the run and before it goes on.
         """
         if self._host is None:
             outputs = await self.outputs(
@@ -79,10 +79,10 @@ class GraphVisits:
         started = time.perf_counter()
 
         def on_graph(role: GraphRole, outputs: Outputs) -> None:
-            if maps is not None and role is GraphRole.FEATURES:
+            if on_maps is not None and role is GraphRole.FEATURES:
                 around = sum(inner.seconds.values())
                 inner.add(Stage.FEATURES, time.perf_counter() - started - around)
-                maps.update(outputs)
+                on_maps(outputs)
 
         result = await self._host.run_hosting(
             family.name,
