@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -15,6 +16,8 @@ from tritonclient.grpc import InferenceServerClient, model_config_pb2
 
 from tests.helpers.tiny_repository import read_config
 from triton_local import LocalTriton
+
+_REST_SECONDS = 0.2
 
 
 def batch_dynamically(
@@ -31,7 +34,18 @@ def batch_dynamically(
 
 
 def statistics(triton: LocalTriton, model: str) -> tuple[int, int]:
-    """How many queries a model answered, and in how many executions."""
+    """How many queries a model answered, and in how many executions.
+
+    Triton counts a query after its answer has left: the numbers must have come to rest.
+    """
+    last, now = None, _counted(triton, model)
+    while now != last:
+        time.sleep(_REST_SECONDS)
+        last, now = now, _counted(triton, model)
+    return now
+
+
+def _counted(triton: LocalTriton, model: str) -> tuple[int, int]:
     with InferenceServerClient(triton.grpc_address) as client:
         (numbers,) = client.get_inference_statistics(model).model_stats
     return numbers.inference_count, numbers.execution_count
