@@ -29,8 +29,8 @@ from tests.service.engines.triton_samples import (
     triton_engine,
 )
 
-#: Rounds of ``slow_decode`` that take about half a second.
-HALF_A_SECOND = 100_000
+#: Rounds of ``slow_decode`` that take a second or two: long beside everything that is tested on it.
+A_SECOND = 300_000
 
 
 async def test_discovery_finds_what_the_embedded_engine_finds_and_loads_nothing(
@@ -187,7 +187,7 @@ async def slow_engine_inputs(engine, name, role=GraphRole.DECODE):
 
 
 async def test_a_deadline_ends_a_run_that_is_too_slow(tmp_path, serve_triton):
-    name = write_tiny_repository(tmp_path, slow_decode=HALF_A_SECOND)
+    name = write_tiny_repository(tmp_path, slow_decode=A_SECOND)
     async with triton_engine(serve_triton(tmp_path)) as engine:
         inputs = await slow_engine_inputs(engine, name)
         started = time.monotonic()
@@ -199,7 +199,7 @@ async def test_a_deadline_ends_a_run_that_is_too_slow(tmp_path, serve_triton):
 
 
 async def test_a_run_without_a_deadline_is_bounded_as_well(tmp_path, serve_triton):
-    name = write_tiny_repository(tmp_path, slow_decode=HALF_A_SECOND)
+    name = write_tiny_repository(tmp_path, slow_decode=A_SECOND)
     triton = serve_triton(tmp_path)
     async with triton_engine(triton) as patient:
         inputs = await slow_engine_inputs(patient, name)
@@ -218,7 +218,7 @@ CALLED = (GraphRole.DECODE, GraphRole.QUERY_DECODER)
 @pytest.fixture
 def one_at_a_time(tmp_path, serve_triton):
     """A family whose slow ``decode`` runs one request while others wait, and its Triton."""
-    name = write_tiny_repository(tmp_path, slow_decode=HALF_A_SECOND)
+    name = write_tiny_repository(tmp_path, slow_decode=A_SECOND)
     batch_dynamically(tmp_path, f"{name}_decode")
     return name, serve_triton(tmp_path)
 
@@ -256,7 +256,7 @@ async def test_cancelling_a_run_takes_it_out_of_the_queue_of_triton(one_at_a_tim
 
 
 async def test_a_full_queue_is_said_to_be_full(tmp_path, serve_triton):
-    name = write_tiny_repository(tmp_path, slow_decode=HALF_A_SECOND)
+    name = write_tiny_repository(tmp_path, slow_decode=A_SECOND)
     batch_dynamically(tmp_path, f"{name}_decode", max_queue_size=1)
     async with triton_engine(serve_triton(tmp_path)) as engine:
         inputs = await slow_engine_inputs(engine, name)
@@ -329,7 +329,7 @@ async def test_an_engine_that_may_not_control_models_leaves_them_as_they_are(
 
 
 async def test_a_closed_engine_refuses_and_ends_what_runs(tmp_path, serve_triton):
-    name = write_tiny_repository(tmp_path, slow_decode=HALF_A_SECOND)
+    name = write_tiny_repository(tmp_path, slow_decode=A_SECOND)
     async with triton_engine(serve_triton(tmp_path)) as engine:
         inputs = await slow_engine_inputs(engine, name)
         running = asyncio.create_task(engine.run(name, GraphRole.DECODE, inputs))
