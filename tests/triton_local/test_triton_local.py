@@ -203,7 +203,9 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path, family, triton_en
     command = [sys.executable, "-m", "triton_local.cli", "--repository", str(tmp_path)]
     command += ["--environment", str(triton_environment.folder)]
     command += ["--grpc-port=0", "--http-port=0", "--metrics-port=0"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
+    )
     try:
         addresses = dict(process.stdout.readline().split(maxsplit=1) for _ in range(3))
         with InferenceServerClient(addresses["gRPC"].strip()) as client:
@@ -214,6 +216,11 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path, family, triton_en
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def _hear_interrupts():
+    # A shell lets what it starts in the background ignore them, and so would all it starts.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_missing_repository_is_refused_before_anything_is_installed(tmp_path):
