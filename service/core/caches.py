@@ -30,10 +30,11 @@ ENTRY_OVERHEAD = 1024
 
 @dataclass(slots=True)
 class _Flight(Generic[Value]):
-    """A build under way, and how many callers wait for it."""
+    """A build under way, how many callers wait for it, and who is told when one more does."""
 
     task: asyncio.Task[Value]
     waiters: int = 0
+    joined: Callable[[], None] | None = None
 
 
 class ByteBudgetCache(Generic[Key, Value]):
@@ -97,8 +98,15 @@ class ByteBudgetCache(Generic[Key, Value]):
         flight = self._flights.get(key) or self._depart(key, build)
         return await self._await(key, flight, detached), False
 
-    def begin(self, key: Key, build: Callable[[], Awaitable[Value]]) -> Callable[[], None]:
+    def begin(
+        self, key: Key, build: Callable[[], Awaitable[Value]], joined: Callable[[], None]
+    ) -> Callable[[], None]:
         """Begins to build a value that is neither held nor being built.
+
+        Args:
+            key: What is built.
+            build: Makes it.
+            joined: Called whenever somebody begins to wait for it.
 
         Returns:
             To be called once, by a caller who has no more need of the value: as that of ``get``
@@ -107,6 +115,7 @@ class ByteBudgetCache(Generic[Key, Value]):
         self._telemetry.cache_miss(self._name)
         flight = self._depart(key, build)
         flight.waiters += 1
+        flight.joined = joined
         return lambda: self._leave(key, flight, detached=False)
 
     def _depart(self, key: Key, build: Callable[[], Awaitable[Value]]) -> _Flight[Value]:
@@ -118,6 +127,8 @@ class ByteBudgetCache(Generic[Key, Value]):
 
     async def _await(self, key: Key, flight: _Flight[Value], detached: bool) -> Value:
         flight.waiters += 1
+        if flight.joined is not None:
+            flight.joined()
         try:
             return await asyncio.shield(flight.task)
         finally:

@@ -153,15 +153,31 @@ class ImageFeatures:
         async def build() -> FeatureMaps:
             return await made or await self._made(family, image, call.detached())
 
-        def tell(maps: dict[str, NDArray[Any]]) -> None:
-            loop.call_soon_threadsafe(_settle, made, _weighed(maps))
+        # Waking the event loop while ``decode`` fills the cores costs milliseconds, so it is
+        # woken only for somebody who waits. Each side writes its own mark before it reads the
+        # other's, so that one of them sees both.
+        told: list[FeatureMaps] = []
+        waited_for = False
 
-        leave = self._cache.begin(FeatureKey(family.name, image.digest, GraphRole.FEATURES), build)
+        def tell(maps: dict[str, NDArray[Any]]) -> None:
+            told.append(_weighed(maps))
+            if waited_for:
+                loop.call_soon_threadsafe(_settle, made, told[0])
+
+        def joined() -> None:
+            nonlocal waited_for
+            waited_for = True
+            if told:
+                _settle(made, told[0])
+
+        key = FeatureKey(family.name, image.digest, GraphRole.FEATURES)
+        leave = self._cache.begin(key, build, joined)
         try:
             return await answer(tell)
         finally:
-            # The loop has settled it with the maps by now, if there are any.
-            _settle(made, None)
+            if told:
+                self._cache.put(key, told[0])
+            _settle(made, told[0] if told else None)
             leave()
 
     async def _made(self, family: ModelFamily, image: SourceImage, call: Call) -> FeatureMaps:
