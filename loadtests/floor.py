@@ -190,6 +190,10 @@ class StraightLine:
             for role in ("features", "guide", "decode")
         }
         self._maps = [output.name for output in self._graphs["features"].get_outputs()]
+        self._taken = {
+            role: [node.name for node in graph.get_inputs() if node.name in self._maps]
+            for role, graph in self._graphs.items()
+        }
 
     def prototypes(self, supports: Sequence[tuple[bytes, NDArray[np.float32]]]) -> _Floats:
         """Guidance of a support set: float32 [1, 2, channels].
@@ -239,10 +243,8 @@ class StraightLine:
         self, role: str, outputs: Sequence[str], features: Maps, **others: _Floats
     ) -> Sequence[_Floats]:
         """Runs a graph on those of the feature maps that it takes."""
-        graph = self._graphs[role]
-        taken = {node.name for node in graph.get_inputs()} - others.keys()
-        feeds = {name: features[name] for name in taken} | others
-        return graph.run(list(outputs), feeds)  # type: ignore[no-any-return]
+        feeds = {name: features[name] for name in self._taken[role]} | others
+        return self._graphs[role].run(outputs, feeds)  # type: ignore[no-any-return]
 
     def segment(
         self, jpeg: bytes, prototypes: _Floats, height: int, width: int, clock: Clock
