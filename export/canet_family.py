@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from export.checkpoints import fill_network, read_checkpoint, refuse_resnet101
+from export.checkpoints import read_network
 from export.errors import ExportError
 from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.methods.canet import (
@@ -55,9 +55,7 @@ def canet_checkpoint(path: Path) -> CanetNetwork:
     Raises:
         CheckpointError: The file is not one, or of another trunk than ResNet-50.
     """
-    tensors = read_checkpoint(path)
-    refuse_resnet101(tensors, path=path, wanted=WANTED)
-    return fill_network(CanetNetwork, tensors, path=path, wanted=WANTED)
+    return read_network(CanetNetwork, path, wanted=WANTED)
 
 
 def canet_family(

@@ -32,6 +32,9 @@ _FOREIGN_STARTS = (
     (b"\x93NUMPY", "a NumPy array, which no method here uses"),
 )
 
+_RESNET101 = "layer3.22.conv1.weight"
+"""Ends a key that a ResNet-101 has and a ResNet-50 has not."""
+
 #: What the keys of a network show, the most telling first: all patterns of a row must be found.
 _SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a PANet checkpoint", (r"encoder\.backbone\.features\.\d+\.\d+\.weight",)),
@@ -160,20 +163,6 @@ def fill_network(
     return network.eval()
 
 
-def refuse_resnet101(tensors: Tensors, *, path: Path, wanted: str) -> None:
-    """Refuses a network on ResNet-101, for methods that were published on ResNet-50 alone.
-
-    Raises:
-        CheckpointError: It is one, and but for its depth what is wanted.
-    """
-    deep = any(key.endswith("layer3.22.conv1.weight") for key in tensors)
-    if deep and recognise(tensors) == wanted:
-        raise CheckpointError(
-            f"{path} has the keys of {wanted}, but of a ResNet-101; of the ResNets, only the one "
-            "on ResNet-50 was published, and only that can be exported."
-        )
-
-
 def _check_start(path: Path) -> None:
     """Refuses what is no checkpoint by its first bytes."""
     try:
@@ -264,6 +253,11 @@ def _wrong_keys(
             " Pass --weights imagenet as well to start from it." if found.endswith("VGG-16") else ""
         )
         return f"{path} looks like {found}, not {wanted}.{hint}"
+    if found and any(key.endswith(_RESNET101) for key in extra):
+        return (
+            f"{path} has the keys of {wanted}, but of a ResNet-101; of the ResNets, only the one "
+            "on ResNet-50 was published, and only that can be exported."
+        )
     parts = []
     if missing:
         parts.append(f"{len(missing)} keys are missing, the first is {missing[0]}")

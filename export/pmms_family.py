@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from export.checkpoints import fill_network, read_checkpoint, refuse_resnet101
+from export.checkpoints import fill_network, read_checkpoint
 from export.errors import CheckpointError
 from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.methods.pmms import (
@@ -61,7 +61,6 @@ def pmms_checkpoint(path: Path) -> PmmsNetwork:
         raise CheckpointError(
             f"{path} is of PMMs on VGG-16; only PMMs and RPMMs on ResNet-50 can be exported."
         )
-    refuse_resnet101(tensors, path=path, wanted=WANTED)
     build = partial(PmmsNetwork, recurrent="layer55.1.weight" not in tensors)
     return fill_network(build, tensors, path=path, wanted=WANTED)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.checkpoints import fill_network, read_checkpoint, refuse_resnet101
+from export.checkpoints import read_network
 from export.errors import ExportError
 from export.family import EXTENT, Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.methods.refinement import CHANNELS
@@ -65,9 +65,7 @@ def scl_canet_checkpoint(path: Path) -> SclCanetNetwork:
     Raises:
         CheckpointError: The file is not one, or of another trunk than ResNet-50.
     """
-    tensors = read_checkpoint(path)
-    refuse_resnet101(tensors, path=path, wanted=WANTED)
-    return fill_network(SclCanetNetwork, tensors, path=path, wanted=WANTED)
+    return read_network(SclCanetNetwork, path, wanted=WANTED)
 
 
 def scl_canet_family(
