@@ -19,7 +19,8 @@ from export.methods.asgnet import (
 )
 from export.methods.enrichment import CHANNELS, scale_sides
 from export.methods.seeding import MOST
-from export.pfenet_family import BINS, backbone_of
+from export.methods.trunks import backbone_of
+from export.pfenet_family import BINS
 from export.provenance import exporter_version
 from export.sizes import feature_shape
 
@@ -84,7 +85,7 @@ def asgnet_family(
     query = TensorSpec("query", (CHANNELS, cells))
     prototypes = TensorSpec("prototypes", (Free.WAYS, MOST, CHANNELS))
     real = TensorSpec("real", (Free.WAYS, MOST))
-    stacked = [TensorSpec(spec.name, (Free.SHOTS, *spec.dims)) for spec in (prototypes, real)]
+    stacked = [spec.stacked() for spec in (prototypes, real)]
     digest = digest_of_tensors(network.state_dict())
     return Family(
         alias=alias,

@@ -130,7 +130,7 @@ def _decode(
     if merge is ShotMerge.MEAN:
         alone = CanetDecode(network, (rows, columns), iterations)
         return Graph("decode", alone, (compared, vectors), (logits,))
-    stacked = TensorSpec("vectors", (Free.SHOTS, *vectors.dims))
+    stacked = vectors.stacked()
     validity = TensorSpec("validity", (Free.SHOTS,))
     together = CanetShotsDecode(network, (rows, columns), iterations)
     return Graph("decode", together, (compared, stacked, validity), (logits,))

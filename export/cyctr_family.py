@@ -10,9 +10,9 @@ from export.checkpoints import fill_network, read_checkpoint
 from export.family import EXTENT, Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.letterboxed import LETTERBOX, POST_CHAIN, letterbox_side, position_buckets
 from export.methods.cyctr.graphs import CyctrDecode, CyctrFeatures, CyctrGuide, CyctrMerge
-from export.methods.cyctr.network import CHANNELS_OF_TRUNK, CyctrNetwork, grid_side
+from export.methods.cyctr.network import CyctrNetwork, grid_side
 from export.methods.enrichment import CHANNELS
-from export.methods.trunks import Backbone
+from export.methods.trunks import backbone_of
 from export.provenance import exporter_version
 
 WANTED = "a CyCTR checkpoint"
@@ -36,8 +36,7 @@ def cyctr_checkpoint(path: Path) -> CyctrNetwork:
         CheckpointError: The file is not one.
     """
     tensors = read_checkpoint(path)
-    deep = "backbone.body.layer3.22.conv1.weight" in tensors
-    backbone = Backbone.RESNET101 if deep else Backbone.RESNET50
+    backbone = backbone_of(tensors, "backbone.body.")
     return fill_network(lambda: CyctrNetwork(backbone), tensors, path=path, wanted=WANTED)
 
 
@@ -90,7 +89,7 @@ def _graphs(network: CyctrNetwork, size: int, sample_seed: int) -> tuple[Graph, 
     grid = grid_side(size)
     merge = CyctrMerge(network, size, max(SHOT_BUCKETS), sample_seed)
     drawn = merge.sampling.tokens
-    channels = CHANNELS_OF_TRUNK.layer4
+    channels = network.channels.layer4
     support = TensorSpec("support", (CHANNELS, grid, grid))
     query = TensorSpec("query", support.dims)
     high = TensorSpec("high", (channels, grid, grid), "float16")
@@ -119,7 +118,7 @@ def _graphs(network: CyctrNetwork, size: int, sample_seed: int) -> tuple[Graph, 
         Graph(
             "merge",
             merge,
-            (*map(_stacked, (support, prototypes, weights, labels, valid)), validity),
+            (*(spec.stacked() for spec in (support, prototypes, weights, labels, valid)), validity),
             (tokens, marks),
         ),
         Graph(
@@ -129,7 +128,8 @@ def _graphs(network: CyctrNetwork, size: int, sample_seed: int) -> tuple[Graph, 
                 query,
                 high,
                 prototypes,
-                *map(_stacked, (positions, weights)),
+                positions.stacked(),
+                weights.stacked(),
                 tokens,
                 marks,
                 validity,
@@ -138,10 +138,6 @@ def _graphs(network: CyctrNetwork, size: int, sample_seed: int) -> tuple[Graph, 
             (TensorSpec("logits", (Free.WAYS, 1, grid, grid)),),
         ),
     )
-
-
-def _stacked(spec: TensorSpec) -> TensorSpec:
-    return TensorSpec(spec.name, (Free.SHOTS, *spec.dims), spec.dtype)
 
 
 def _serving(size: tuple[int, int]) -> Serving:

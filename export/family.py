@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
@@ -87,6 +87,10 @@ class TensorSpec:
     def example_dims(self, lengths: LengthOf) -> tuple[int, ...]:
         """The dims with a number in place of each free length."""
         return tuple(lengths[Free(dim)] if dim < 0 else dim for dim in self.dims)
+
+    def stacked(self) -> TensorSpec:
+        """The same of every shot of a task, along a first inner axis."""
+        return replace(self, dims=(Free.SHOTS, *self.dims))
 
 
 EXTENT = TensorSpec("extent", (2,))

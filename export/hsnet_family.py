@@ -106,9 +106,7 @@ def hsnet_family(
         for name, level in zip(_LEVELS, levels, strict=True)
     )
     guidance = (*positions, *places, shown)
-    stacked = tuple(
-        TensorSpec(spec.name, (Free.SHOTS, *spec.dims), spec.dtype) for spec in guidance
-    )
+    stacked = tuple(spec.stacked() for spec in guidance)
     validity = TensorSpec("validity", (Free.SHOTS,))
     fine = levels[0]
     logits = TensorSpec("logits", (Free.WAYS, Free.SHOTS, 2 * fine.rows, 2 * fine.columns))

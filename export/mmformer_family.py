@@ -96,9 +96,7 @@ def _graphs(network: MmformerNetwork, grids: Grids) -> tuple[Graph, ...]:
     query = (*tokens, TensorSpec("proposals", (PROPOSALS, *grids.finest)))
     planes = TensorSpec("planes", (Free.PLANES, *grids.size))
     guidance = _guidance(grids)
-    stacked = tuple(
-        TensorSpec(spec.name, (Free.SHOTS, *spec.dims), spec.dtype) for spec in guidance
-    )
+    stacked = tuple(spec.stacked() for spec in guidance)
     validity = TensorSpec("validity", (Free.SHOTS,))
     logits = TensorSpec("logits", (Free.WAYS, 1, *grids.finest))
     decode = MmformerDecode(network, grids)

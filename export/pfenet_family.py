@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from export.checkpoints import Tensors, fill_network, read_checkpoint
+from export.checkpoints import fill_network, read_checkpoint
 from export.errors import ExportError
 from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.letterboxed import LETTERBOX, POST_CHAIN, letterbox_side, position_buckets
@@ -18,7 +18,7 @@ from export.methods.pfenet import (
     PfenetNetwork,
     PfenetQuery,
 )
-from export.methods.trunks import Backbone
+from export.methods.trunks import backbone_of
 from export.provenance import exporter_version
 from export.sizes import feature_shape
 
@@ -47,14 +47,6 @@ def pfenet_checkpoint(path: Path) -> PfenetNetwork:
     tensors = read_checkpoint(path)
     backbone = backbone_of(tensors)
     return fill_network(lambda: PfenetNetwork(backbone), tensors, path=path, wanted=WANTED)
-
-
-def backbone_of(tensors: Tensors) -> Backbone:
-    """Tells the trunk from the keys of a checkpoint."""
-    if "layer0.0.bias" in tensors:
-        return Backbone.VGG16
-    deep = "layer3.22.conv1.weight" in tensors
-    return Backbone.RESNET101 if deep else Backbone.RESNET50
 
 
 def parse_bins(text: str) -> tuple[float, ...]:
@@ -115,9 +107,7 @@ def pfenet_family(
     prototypes = TensorSpec("prototypes", (Free.WAYS, CHANNELS))
     positions = TensorSpec("positions", (Free.WAYS, Free.POSITIONS, channels.layer4), "float16")
     weights = TensorSpec("weights", (Free.WAYS,))
-    stacked = tuple(
-        TensorSpec(spec.name, (Free.SHOTS, *spec.dims), spec.dtype) for spec in (positions, weights)
-    )
+    stacked = tuple(spec.stacked() for spec in (positions, weights))
     validity = TensorSpec("validity", (Free.SHOTS,))
     logits = TensorSpec("logits", (Free.WAYS, 1, grid, grid))
     digest = digest_of_tensors(network.state_dict())

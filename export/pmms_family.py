@@ -140,7 +140,7 @@ def pmms_family(
 
 def _stacked(*specs: TensorSpec) -> tuple[TensorSpec, ...]:
     """What `merge` takes of shots: their tensors along a first inner axis, and which are real."""
-    shots = [TensorSpec(spec.name, (Free.SHOTS, *spec.dims), spec.dtype) for spec in specs]
+    shots = [spec.stacked() for spec in specs]
     return (*shots, TensorSpec("validity", (Free.SHOTS,)))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.checkpoints import Tensors, fill_network, read_checkpoint
+from export.checkpoints import fill_network, read_checkpoint
 from export.family import EXTENT, Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.letterboxed import LETTERBOX, letterbox_side
 from export.methods.repri import (
@@ -17,7 +17,7 @@ from export.methods.repri import (
     RepriGuide,
     RepriNetwork,
 )
-from export.methods.trunks import Backbone
+from export.methods.trunks import backbone_of
 from export.provenance import exporter_version
 from export.sizes import feature_shape
 
@@ -46,14 +46,8 @@ def repri_checkpoint(path: Path) -> RepriNetwork:
     tensors = read_checkpoint(path)
     classifier = tensors.get("classifier.weight")
     classes = len(classifier) if classifier is not None and classifier.ndim else 0
-    backbone = _backbone_of(tensors)
+    backbone = backbone_of(tensors)
     return fill_network(lambda: RepriNetwork(backbone, classes), tensors, path=path, wanted=WANTED)
-
-
-def _backbone_of(tensors: Tensors) -> Backbone:
-    if "layer0.0.bias" in tensors:
-        return Backbone.VGG16
-    return Backbone.RESNET101 if "layer3.22.conv1.weight" in tensors else Backbone.RESNET50
 
 
 def repri_family(
@@ -90,9 +84,7 @@ def repri_family(
     labels = TensorSpec("labels", (Free.WAYS, cells))
     prototypes = TensorSpec("prototypes", (Free.WAYS, CHANNELS))
     areas = TensorSpec("areas", (Free.WAYS,))
-    stacked = tuple(
-        TensorSpec(spec.name, (Free.SHOTS, *spec.dims), spec.dtype) for spec in (vectors, labels)
-    )
+    stacked = tuple(spec.stacked() for spec in (vectors, labels))
     validity = TensorSpec("validity", (Free.SHOTS,))
     logits = TensorSpec("logits", (Free.WAYS, 1, grid, grid))
     digest = digest_of_tensors(network.state_dict())

@@ -50,10 +50,10 @@ _PLANES = TensorSpec("planes", (Free.PLANES, Free.HEIGHT, Free.WIDTH))
 _VECTORS = TensorSpec("vectors", (Free.WAYS, 2 * CHANNELS))
 _SHOWN = TensorSpec("shown", (Free.WAYS,))
 _VALIDITY = TensorSpec("validity", (Free.SHOTS,))
-_STACKED = TensorSpec("vectors", (Free.SHOTS, *_VECTORS.dims))
+_STACKED = _VECTORS.stacked()
 _TASK = (
     _STACKED,
-    TensorSpec("shown", (Free.SHOTS, Free.WAYS)),
+    _SHOWN.stacked(),
     TensorSpec("agreement", (Free.SHOTS, Free.SHOTS, Free.WAYS)),
     _VALIDITY,
 )

@@ -18,7 +18,8 @@ from export.methods.scl_pfenet import (
     SclPfenetMerge,
     SclPfenetNetwork,
 )
-from export.pfenet_family import BINS, MAX_BATCH, WAY_BUCKETS, backbone_of
+from export.methods.trunks import backbone_of
+from export.pfenet_family import BINS, MAX_BATCH, WAY_BUCKETS
 from export.provenance import exporter_version
 from export.sizes import feature_shape
 
@@ -64,10 +65,7 @@ def scl_pfenet_family(
     vectors = TensorSpec("vectors", (Free.WAYS, 2 * CHANNELS))
     positions = TensorSpec("positions", (Free.WAYS, Free.POSITIONS, channels.layer4), "float16")
     weights = TensorSpec("weights", (Free.WAYS,))
-    of_shots = tuple(
-        TensorSpec(spec.name, (Free.SHOTS, *spec.dims), spec.dtype)
-        for spec in (vectors, positions, weights)
-    )
+    of_shots = tuple(spec.stacked() for spec in (vectors, positions, weights))
     validity = TensorSpec("validity", (Free.SHOTS,))
     judged = TensorSpec("agreement", (Free.SHOTS, Free.WAYS))
     agreement = TensorSpec("agreement", (Free.SHOTS, Free.SHOTS, Free.WAYS))

@@ -120,7 +120,7 @@ def _decode(
     if merge is ShotMerge.MEAN:
         logits = TensorSpec("logits", (Free.WAYS, 1, *grid))
         return Graph("decode", SgOneDecode(network), (features, vectors), (logits,))
-    stacked = TensorSpec("vectors", (Free.SHOTS, *vectors.dims))
+    stacked = vectors.stacked()
     validity = TensorSpec("validity", (Free.SHOTS,))
     logits = TensorSpec("logits", (Free.WAYS, Free.SHOTS, *grid))
     return Graph("decode", SgOneShotsDecode(network), (features, stacked, validity), (logits,))

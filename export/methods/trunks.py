@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -40,7 +40,16 @@ CHANNELS = {
     Backbone.VGG16: Channels(256, 512, 512),
 }
 
-_BLOCKS = {Backbone.RESNET50: (3, 4, 6, 3), Backbone.RESNET101: (3, 4, 23, 3)}
+BLOCKS = {Backbone.RESNET50: (3, 4, 6, 3), Backbone.RESNET101: (3, 4, 23, 3)}
+"""Of the four stages of a ResNet."""
+
+
+def backbone_of(keys: Collection[str], prefix: str = "") -> Backbone:
+    """Tells the trunk from the keys of a checkpoint, whose trunk has this prefix."""
+    if f"{prefix}layer0.0.bias" in keys:
+        return Backbone.VGG16
+    deep = f"{prefix}layer3.22.conv1.weight" in keys
+    return Backbone.RESNET101 if deep else Backbone.RESNET50
 
 
 class StagedTrunk(nn.Module):
@@ -54,7 +63,7 @@ class StagedTrunk(nn.Module):
         """Builds the stages of a backbone with random weights."""
         super().__init__()
         self.backbone = backbone
-        stages = _vgg_stages() if backbone is Backbone.VGG16 else _resnet_stages(_BLOCKS[backbone])
+        stages = _vgg_stages() if backbone is Backbone.VGG16 else _resnet_stages(BLOCKS[backbone])
         self.layer0, self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
     @property

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from export.methods.blocks import freeze_norms, residual_stage
 from export.methods.deformable import DeformableAttention
 from export.methods.enrichment import CHANNELS, classifier, merging, refining
-from export.methods.trunks import Backbone, Channels
+from export.methods.trunks import BLOCKS, Backbone
+from export.methods.trunks import CHANNELS as TRUNK_CHANNELS
 
 ENCODERS = 2
 
@@ -17,10 +18,6 @@ POINTS = 9
 """That each head of the self-attention reads."""
 
 _HIDDEN = 3 * CHANNELS
-
-_BLOCKS = {Backbone.RESNET50: (3, 4, 6, 3), Backbone.RESNET101: (3, 4, 23, 3)}
-
-CHANNELS_OF_TRUNK = Channels(512, 1024, 2048)
 
 
 class DeepStemBody(nn.Module):
@@ -32,7 +29,7 @@ class DeepStemBody(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         """Builds the trunk with random weights."""
         super().__init__()
-        blocks = _BLOCKS[backbone]
+        blocks = BLOCKS[backbone]
         self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.conv2 = nn.Conv2d(64, 64, 3, padding=1, bias=False)
@@ -110,7 +107,8 @@ class CyctrNetwork(nn.Module):
         super().__init__()
         self.kind = backbone
         self.backbone = _Backbone(backbone)
-        middle = CHANNELS_OF_TRUNK.middle
+        self.channels = TRUNK_CHANNELS[backbone]
+        middle = self.channels.middle
         self.adjust_feature_supp = merging(middle)
         self.adjust_feature_qry = merging(middle)
         self.qry_merge_feat = merging(2 * CHANNELS + 1)
