@@ -43,18 +43,10 @@ def verify_scl_pfenet(
     names: Sequence[str] = (),
     gateway: Gateway | None = EMBEDDED,
     repository: Path | None = None,
-    exported: bool = True,
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
     cases = cases_of(goldens, "sclpfe_", names)
-    return verify(
-        _SclPfenet(),
-        goldens,
-        names=cases,
-        gateway=gateway,
-        repository=repository,
-        exported=exported,
-    )
+    return verify(_SclPfenet(), goldens, names=cases, gateway=gateway, repository=repository)
 
 
 class _SclPfenet:

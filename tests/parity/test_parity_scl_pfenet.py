@@ -4,16 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from export.goldens import read_goldens
+from export.verification.driver import EMBEDDED
+from export.verification.measures import Measure
 from export.verification.scl_pfenet import verify_scl_pfenet
+
+#: Exports take a minute on a quiet machine, and several on a busy one.
+pytestmark = pytest.mark.timeout(1800)
 
 GOLDENS = Path(__file__).parent / "goldens" / "scl-pfenet"
 
 
-def test_every_number_of_the_network_is_that_of_the_official_code():
-    """Its export takes minutes; `fewseg-export verify` does it, and PFENet's parity its serving."""
-    found = list(verify_scl_pfenet(GOLDENS, exported=False))
+@pytest.fixture(scope="module")
+def measures() -> list[Measure]:
+    return list(verify_scl_pfenet(GOLDENS))
+
+
+@pytest.mark.parametrize("stage", ["torch", "onnxruntime", "ensembles as graphs"])
+def test_every_number_is_that_of_the_official_code(measures, stage):
+    found = [measure for measure in measures if measure.stage == stage]
+    assert {measure.case for measure in found} == {case.name for case in read_goldens(GOLDENS)}
+    assert [measure for measure in measures if not measure.passed] == []
+
+
+@pytest.mark.parametrize("stage", ["torch", "onnxruntime"])
+def test_the_weights_of_shots_are_compared(measures, stage):
+    found = [measure for measure in measures if measure.stage == stage]
     cases = {case.name for case in read_goldens(GOLDENS)}
     assert {measure.case for measure in found if measure.quantity == "agreement"} == cases
-    assert {measure.stage for measure in found} == {"input", "torch"}
+
+
+def test_an_application_gets_the_official_mask(measures):
+    found = [measure for measure in measures if measure.stage == EMBEDDED.stage]
+    assert len(found) == 2 * len(read_goldens(GOLDENS))
     assert [measure for measure in found if not measure.passed] == []
