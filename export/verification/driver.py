@@ -102,7 +102,6 @@ def verify(
     names: Sequence[str] = (),
     gateway: Gateway | None = EMBEDDED,
     repository: Path | None = None,
-    exported: bool = True,
 ) -> Iterator[Measure]:
     """Compares torch, the exported graphs and the gateway with golden cases.
 
@@ -112,8 +111,6 @@ def verify(
         names: Which cases; none means all.
         gateway: What serves the cases; None leaves that out.
         repository: Where families are written while they are verified; None for a temporary place.
-        exported: Whether to export; else the inputs and torch alone are compared, which takes
-            seconds in place of minutes.
 
     Yields:
         A measure for each quantity of each stage; one without an error for what cannot be run.
@@ -132,10 +129,6 @@ def verify(
         with tempfile.TemporaryDirectory(prefix="fewseg-verify-") as folder:
             root = repository or Path(folder, "repository")
             family = method.export(group[0], goldens, Path(folder))
-            if not exported:
-                for golden in group:
-                    yield from measured(golden.name, _verify_torch(method, golden, family))
-                continue
             with written(family, root):
                 for golden in group:
                     yield from measured(golden.name, _verify_graphs(method, golden, family, root))
@@ -154,17 +147,13 @@ def written(family: Family, root: Path) -> Iterator[None]:
         remove_family(root, family.name)
 
 
-def _verify_torch(method: Method, golden: Golden, family: Family) -> Iterator[Measure]:
-    yield from method.compare_input(golden, family)
-    outcome = run_episode(method.episode(golden), family, TorchFamily(family).run)
-    yield from method.compare(golden, family, outcome, TORCH)
-
-
 def _verify_graphs(
     method: Method, golden: Golden, family: Family, repository: Path
 ) -> Iterator[Measure]:
-    yield from _verify_torch(method, golden, family)
     episode = method.episode(golden)
+    yield from method.compare_input(golden, family)
+    outcome = run_episode(episode, family, TorchFamily(family).run)
+    yield from method.compare(golden, family, outcome, TORCH)
     stored = StoredFamily(repository, family.name).run
     outcome = run_episode(episode, family, stored)
     yield from method.compare(golden, family, outcome, ONNX)

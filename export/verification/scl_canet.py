@@ -50,18 +50,10 @@ def verify_scl_canet(
     names: Sequence[str] = (),
     gateway: Gateway | None = EMBEDDED,
     repository: Path | None = None,
-    exported: bool = True,
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
     cases = cases_of(goldens, "sclca_", names)
-    return verify(
-        _SclCanet(),
-        goldens,
-        names=cases,
-        gateway=gateway,
-        repository=repository,
-        exported=exported,
-    )
+    return verify(_SclCanet(), goldens, names=cases, gateway=gateway, repository=repository)
 
 
 class _SclCanet:
