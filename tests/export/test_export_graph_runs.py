@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator
-
 import pytest
 
 from export.repository import write_family
 from service.core.calls import Call
-from service.core.types import SupportInput, TaskName
+from service.core.types import TaskName
 from tests.congruence.exported_methods import EXPORTED, exported
 from tests.helpers.gateway import (
     TASK,
@@ -20,14 +17,11 @@ from tests.helpers.gateway import (
     red_registration,
     red_support,
     running_gateway,
+    stream,
 )
 from tests.helpers.hollow_graphs import hollow_graph
 
 OTHERS = TaskName("default", "others")
-
-
-async def stream(one: SupportInput) -> AsyncIterator[SupportInput]:
-    yield one
 
 
 @pytest.mark.parametrize("method", EXPORTED)
@@ -38,13 +32,7 @@ async def test_only_what_changed_is_computed_again(method, tmp_path):
     merge = {"merge": 1} if "merge" in roles else {}
     costly = {"query_features": 1} if "query_features" in roles else {}
     telemetry = CountingTelemetry()
-    before: Counter = Counter()
-
-    def runs() -> dict[str, int]:
-        nonlocal before
-        found = {str(role): count for role, count in telemetry.since(before).items()}
-        before = Counter(telemetry.runs)
-        return found
+    runs = telemetry.newly_run
 
     async with running_gateway(tmp_path, telemetry=telemetry) as gateway:
         runs()

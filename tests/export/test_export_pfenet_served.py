@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tests.helpers.gateway import (
     red_registration,
     running_gateway,
     source,
+    stream,
 )
 
 OTHERS = TaskName("default", "others")
@@ -65,21 +65,10 @@ def support(seed: int, box: tuple[int, int, int, int] = (10, 10, 70, 60)) -> Sup
     return SupportInput(f"s{seed}", source(picture(seed)), annotation)
 
 
-async def stream(one: SupportInput) -> AsyncIterator[SupportInput]:
-    yield one
-
-
 async def test_only_what_changed_is_computed_again(
     gateway: Gateway, telemetry: CountingTelemetry
 ) -> None:
-    before: Counter = Counter()
-
-    def runs() -> dict[str, int]:
-        nonlocal before
-        found = {str(role): count for role, count in telemetry.since(before).items()}
-        before = Counter(telemetry.runs)
-        return found
-
+    runs = telemetry.newly_run
     runs()
     await gateway.tasks.register(red_registration(supports=(support(1),)), Call())
     assert runs() == {"features": 1, "guide": 1}

@@ -35,6 +35,7 @@ from tests.helpers.gateway import (
     query,
     running_gateway,
     source,
+    stream,
 )
 
 OBJECTS, OTHERS = TaskName("default", "objects"), TaskName("default", "others")
@@ -103,11 +104,6 @@ def annotated(values: np.ndarray, classes: dict[int, str], **rest: Any) -> Annot
 
 def registration(task: TaskName, *supports: SupportInput, model: str = "shared") -> Registration:
     return Registration(task.tenant, task.task, "", model, ("one", "two"), supports)
-
-
-async def stream(*supports: SupportInput) -> AsyncIterator[SupportInput]:
-    for item in supports:
-        yield item
 
 
 async def test_only_what_changed_is_computed_again(gateway, telemetry):

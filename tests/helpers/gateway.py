@@ -52,6 +52,7 @@ class CountingTelemetry(SilentTelemetry):
 
     runs: Counter[GraphRole] = field(default_factory=Counter)
     caches: Counter[tuple[str, str]] = field(default_factory=Counter)
+    told: Counter[GraphRole] = field(default_factory=Counter)
 
     def graph_run(self, role: GraphRole) -> None:
         self.runs[role] += 1
@@ -65,9 +66,21 @@ class CountingTelemetry(SilentTelemetry):
     def cache_evicted(self, cache: str, entries: int) -> None:
         self.caches[cache, "evicted"] += entries
 
+    def newly_run(self) -> dict[str, int]:
+        """Runs by role since this was asked last."""
+        found = {str(role): count for role, count in self.since(self.told).items()}
+        self.told = Counter(self.runs)
+        return found
+
     def since(self, before: Counter[GraphRole]) -> Counter[GraphRole]:
         """Runs since a copy of ``runs`` was taken."""
         return self.runs - before
+
+
+async def stream(*supports: SupportInput) -> AsyncIterator[SupportInput]:
+    """Supports as ``add_supports`` takes them."""
+    for support in supports:
+        yield support
 
 
 @dataclass

@@ -43,6 +43,7 @@ from tests.helpers.gateway import (
     running_gateway,
     scene,
     source,
+    stream,
 )
 from tests.helpers.tiny_repository import write_tiny_repository
 
@@ -72,11 +73,6 @@ def shots(count):
             "bad", source(scene((RED, (8, 8, 32, 32)))), dense(labels, {1: "red"})
         )
     return tuple(given)
-
-
-async def stream(*given):
-    for support in given:
-        yield support
 
 
 def two_ways(support_id, red, blue, seed, *, labelled_red=None):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from tests.helpers.gateway import (
     red_registration,
     red_support,
     running_gateway,
+    stream,
 )
 from tests.helpers.tiny_repository import write_tiny_repository
 
@@ -39,11 +39,6 @@ def telemetry() -> CountingTelemetry:
 
 def supports(count: int) -> tuple[SupportInput, ...]:
     return tuple(red_support(f"shot-{seed}", seed=seed) for seed in range(count))
-
-
-async def stream(*given: SupportInput) -> AsyncIterator[SupportInput]:
-    for support in given:
-        yield support
 
 
 class Merges:

@@ -39,6 +39,7 @@ from tests.helpers.gateway import (
     running_gateway,
     scene,
     source,
+    stream,
 )
 from tests.helpers.tiny_repository import write_tiny_repository
 
@@ -55,10 +56,6 @@ async def gateway(repository: Path) -> AsyncIterator[Gateway]:
     async with running_gateway(repository) as running:
         await running.tasks.register(red_registration(), Call())
         yield running
-
-
-async def one(support: SupportInput) -> AsyncIterator[SupportInput]:
-    yield support
 
 
 async def test_an_answer_says_where_its_time_went(gateway: Gateway) -> None:
@@ -191,7 +188,7 @@ async def test_a_pinned_stream_keeps_its_revision_and_a_latest_one_follows(
     options = OutputOptions(MaskFormat.RAW)
     first = await pinned.segment(red_query(), options, Call())
     blue = SupportInput("bad", source(scene((BLUE, (8, 8, 32, 32)))), red_support().annotation)
-    report = await gateway.tasks.add_supports(TASK, "", "", one(blue), Call())
+    report = await gateway.tasks.add_supports(TASK, "", "", stream(blue), Call())
     kept = await pinned.segment(red_query(), options, Call())
     followed = await latest.segment(red_query(), options, Call())
     assert first.etag == kept.etag != followed.etag == report.header.etag
@@ -207,7 +204,7 @@ async def test_a_pinned_stream_keeps_its_revision_and_a_latest_one_follows(
 async def test_a_stream_opens_only_on_the_revision_it_names(gateway: Gateway) -> None:
     etag = (await gateway.tasks.get(TASK, Call())).header.etag
     await gateway.segmenter.open_stream(TASK, etag, pinned=True, call=Call())
-    await gateway.tasks.add_supports(TASK, "", "", one(red_support(seed=2)), Call())
+    await gateway.tasks.add_supports(TASK, "", "", stream(red_support(seed=2)), Call())
     for pinned in (True, False):
         with pytest.raises(AbortedError):
             await gateway.segmenter.open_stream(TASK, etag, pinned=pinned, call=Call())
@@ -228,7 +225,7 @@ async def test_queries_while_the_task_changes_answer_one_revision_each(gateway: 
         etags = [(await gateway.tasks.get(TASK, Call())).header.etag]
         for seed in range(6):
             report = await gateway.tasks.add_supports(
-                TASK, "", "", one(red_support(seed=20 + seed)), Call()
+                TASK, "", "", stream(red_support(seed=20 + seed)), Call()
             )
             etags.append(report.header.etag)
         return etags

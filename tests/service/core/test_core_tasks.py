@@ -57,6 +57,7 @@ from tests.helpers.gateway import (
     running_gateway,
     scene,
     source,
+    stream,
 )
 from tests.helpers.tiny_repository import write_tiny_repository
 
@@ -79,11 +80,6 @@ def telemetry() -> CountingTelemetry:
 async def gateway(repository: Path, telemetry: CountingTelemetry) -> AsyncIterator[Gateway]:
     async with running_gateway(repository, telemetry=telemetry) as running:
         yield running
-
-
-async def stream(*supports: SupportInput) -> AsyncIterator[SupportInput]:
-    for support in supports:
-        yield support
 
 
 async def test_a_registered_task_finds_its_class(gateway: Gateway) -> None:
