@@ -259,19 +259,16 @@ class Segmenter:
         check_output(output, len(header.classes), options.probabilities, family, self._limits)
         with _in_image():
             route = await self._route(family, header, image, call)
+        decided = partial(self._decided, family, header, image, route, output, options, call)
         guidance, guidance_reused = await guide(False)
         try:
-            mask, content = await self._decided(
-                family, header, guidance, image, route, output, options, call
-            )
+            mask, content = await decided(guidance)
         except UnavailableError as error:
             if error.reason != "GUIDANCE_DROPPED":
                 raise
             # The engine lost it, by a family that left and came back: once more.
             guidance, guidance_reused = await guide(True)
-            mask, content = await self._decided(
-                family, header, guidance, image, route, output, options, call
-            )
+            mask, content = await decided(guidance)
         return Segmentation(
             mask=content,
             classes=_class_results(header, mask),
@@ -302,12 +299,12 @@ class Segmenter:
         self,
         family: ModelFamily,
         header: TaskHeader,
-        guidance: TaskGuidance,
         image: _QueryImage,
         route: _Route,
         output: Size,
         options: OutputOptions,
         call: Call,
+        guidance: TaskGuidance,
     ) -> tuple[DecidedMask, EncodedMask]:
         encoded = partial(
             self._decider.encoded,
