@@ -11,6 +11,7 @@ from export.family import EXTENT, Family, Free, Graph, Serving, TensorSpec, dige
 from export.letterboxed import LETTERBOX, POST_CHAIN, letterbox_side, position_buckets
 from export.methods.cyctr.graphs import CyctrDecode, CyctrFeatures, CyctrGuide, CyctrMerge
 from export.methods.cyctr.network import CyctrNetwork, grid_side
+from export.methods.cyctr.sampling import TokenLabels
 from export.methods.enrichment import CHANNELS
 from export.methods.trunks import backbone_of
 from export.provenance import exporter_version
@@ -47,6 +48,7 @@ def cyctr_family(
     size: tuple[int, int],
     provenance: Mapping[str, str],
     sample_seed: int = SAMPLE_SEED,
+    token_labels: TokenLabels = TokenLabels.BY_NUMBER,
     max_batch: int = MAX_BATCH,
 ) -> Family:
     """Splits CyCTR into graphs.
@@ -57,6 +59,7 @@ def cyctr_family(
         size: Rows and columns of the network's input, which are equal.
         provenance: For people.
         sample_seed: Of the order in which support cells are drawn.
+        token_labels: What the check of cycles takes the drawn cells for.
         max_batch: Most queries that run together.
 
     Returns:
@@ -70,10 +73,10 @@ def cyctr_family(
     return Family(
         alias=alias,
         serving=_serving(size),
-        graphs=_graphs(network, side, sample_seed),
+        graphs=_graphs(network, side, sample_seed, token_labels),
         weights_digest=digest,
         max_batch=max_batch,
-        settings={"sample_seed": str(sample_seed)},
+        settings={"sample_seed": str(sample_seed), "token_labels": token_labels.value},
         provenance={
             "exporter": exporter_version(),
             "tensors_sha256": digest,
@@ -85,9 +88,11 @@ def cyctr_family(
     )
 
 
-def _graphs(network: CyctrNetwork, size: int, sample_seed: int) -> tuple[Graph, ...]:
+def _graphs(
+    network: CyctrNetwork, size: int, sample_seed: int, token_labels: TokenLabels
+) -> tuple[Graph, ...]:
     grid = grid_side(size)
-    merge = CyctrMerge(network, size, max(SHOT_BUCKETS), sample_seed)
+    merge = CyctrMerge(network, size, max(SHOT_BUCKETS), sample_seed, token_labels)
     drawn = merge.sampling.tokens
     channels = network.channels.layer4
     support = TensorSpec("support", (CHANNELS, grid, grid))

@@ -12,6 +12,7 @@ import typer
 
 from export import cyctr_family, hsnet_family, mmformer_family, repri_family
 from export.family import Family
+from export.methods.cyctr.sampling import TokenLabels
 from export.methods.mmformer.network import Variant
 from export.mmformer_source import mmformer_checkpoint
 from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
@@ -121,6 +122,14 @@ def add_commands(
                 "for every image."
             ),
         ] = cyctr_family.SAMPLE_SEED,
+        token_labels: Annotated[
+            TokenLabels,
+            typer.Option(
+                help="What the check of cycles takes drawn cells for. by-number: the label of the "
+                "cell whose number is theirs within the group drawn from, as the code looks it up. "
+                "own: their own label, as in the paper."
+            ),
+        ] = TokenLabels.BY_NUMBER,
         name: Annotated[str, typer.Option(help="What tasks call the model.")] = "cyctr",
         size: Size = CYCTR_SIZE,
         max_batch: MaxBatch = cyctr_family.MAX_BATCH,
@@ -135,6 +144,7 @@ def add_commands(
                 size=parse_size(size),
                 provenance={"weights": checkpoint.name},
                 sample_seed=sample_seed,
+                token_labels=token_labels,
                 max_batch=max_batch,
             )
             write(family, out, force=force, prune=prune)

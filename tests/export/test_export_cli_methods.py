@@ -101,10 +101,19 @@ def test_methods_are_exported_as_asked(tmp_path, method, model, options, expecte
     assert "code_licence" in provenance
 
 
-def test_settings_of_the_graphs_are_in_the_provenance(tmp_path):
-    out = tmp_path / "repository"
-    run("canet", "--checkpoint", checkpoint(tmp_path, "canet"), "--out", out, "--iterations", 2)
-    assert json.loads(parameters(out)["fewseg.provenance"])["iterations"] == "2"
+@pytest.mark.parametrize(
+    ("method", "model", "options", "expected"),
+    [
+        ("canet", "", ("--iterations", 2), {"iterations": "2"}),
+        ("cyctr", "", (), {"token_labels": "by-number", "sample_seed": "0"}),
+        ("cyctr", "", ("--token-labels", "own"), {"token_labels": "own"}),
+    ],
+)
+def test_settings_of_the_graphs_are_in_the_provenance(tmp_path, method, model, options, expected):
+    path, out = checkpoint(tmp_path, method, model), tmp_path / "repository"
+    status, output = run(method, "--checkpoint", path, "--out", out, *options)
+    assert status == 0, output
+    assert json.loads(parameters(out)["fewseg.provenance"]).items() >= expected.items()
 
 
 def test_a_checkpoint_of_another_method_writes_nothing(tmp_path):

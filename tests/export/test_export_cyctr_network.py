@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from export.methods.cyctr import sampling
 from export.methods.cyctr.graphs import CyctrDecode, CyctrGuide, CyctrMerge
 from export.methods.cyctr.network import CyctrNetwork
-from export.methods.cyctr.sampling import Sampling
+from export.methods.cyctr.sampling import Sampling, TokenLabels
 from export.methods.trunks import Backbone
 
 KEYS = Path(__file__).parents[1] / "parity" / "goldens" / "cyctr" / "keys.json"
@@ -55,6 +56,34 @@ def test_small_groups_are_taken_whole_and_filled_from_the_other():
     number = torch.searchsorted(members, sample.cells[0, 50:])
     assert torch.equal(sample.labels[0, 50:], labels[0].flatten()[number])
     assert bool((sample.labels[0, :50] == 1).all())
+
+
+def test_tokens_may_keep_the_labels_of_their_own_cells(network, monkeypatch):
+    monkeypatch.setattr(sampling, "GROUP", 40)
+    generator = torch.Generator().manual_seed(4)
+    support = torch.rand(1, 2, 256, SIDE, SIDE, generator=generator)
+    prototypes = torch.rand(1, 2, 1, 256, generator=generator)
+    labels = (torch.rand(1, 2, 1, CELLS, generator=generator) > 0.6).half()
+    shots = (labels, torch.ones(1, 2, CELLS).half(), torch.ones(1, 2))
+    found = {}
+    with torch.no_grad():
+        for kind in TokenLabels:
+            merge = CyctrMerge(network, SIZE, 2, 0, kind)
+            tokens, marks = merge(support, prototypes, torch.ones(1, 2, 1), *shots)
+            found[kind] = tokens.flatten(0, 3), marks.flatten(0, 3)[:, 0]
+        own = prototypes[0, :, 0, :, None, None].expand(-1, -1, SIDE, SIDE)
+        merged = network.supp_merge_feat(torch.cat([support[0], own], dim=1))
+    tokens, drawn = found[TokenLabels.OWN]
+    # Which cell a token was made of shows in its values.
+    all_cells = merged.flatten(2).transpose(1, 2).flatten(0, 1)
+    apart = torch.cdist(tokens, all_cells, compute_mode="donot_use_mm_for_euclid_dist")
+    cells = apart.argmin(dim=1)
+    assert float(apart.amin(dim=1).max()) < 1e-4
+    assert len(cells.unique()) == 160
+    assert torch.equal(drawn, labels.float().flatten()[cells])
+    by_number, looked_up = found[TokenLabels.BY_NUMBER]
+    assert torch.equal(by_number, tokens)
+    assert not torch.equal(looked_up, drawn)
 
 
 def slow_positions(rows: int, columns: int) -> Tensor:

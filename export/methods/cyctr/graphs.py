@@ -20,7 +20,7 @@ from export.methods.blocks import (
 )
 from export.methods.cyctr.encoders import Encoders, Places
 from export.methods.cyctr.network import CyctrNetwork, grid_side
-from export.methods.cyctr.sampling import Sampling
+from export.methods.cyctr.sampling import Sampling, TokenLabels
 from export.methods.enrichment import CHANNELS, convolution
 from export.methods.pfenet import AREA_EPSILON, FIXED_POINT
 from export.methods.prior import mean_prior, stored_positions, unit
@@ -131,11 +131,18 @@ class CyctrMerge(nn.Module):
     times as much to keep.
     """
 
-    def __init__(self, network: CyctrNetwork, size: int, shots: int, seed: int) -> None:
-        """Fixes the side of the input, the most shots, and the order of drawing."""
+    def __init__(
+        self,
+        network: CyctrNetwork,
+        size: int,
+        shots: int,
+        seed: int,
+        token_labels: TokenLabels = TokenLabels.BY_NUMBER,
+    ) -> None:
+        """Fixes the side of the input, the most shots, and how tokens are drawn and labelled."""
         super().__init__()
         self.cells = grid_side(size) ** 2
-        self.sampling = Sampling(self.cells, shots, seed)
+        self.sampling = Sampling(self.cells, shots, seed, token_labels)
         weight = convolution(network.supp_merge_feat).weight[:, :, 0, 0]
         self.cell_weight = nn.Parameter(weight[:, :CHANNELS])
         self.prototype_weight = nn.Parameter(weight[:, CHANNELS:])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,16 @@ from torch import Tensor, nn
 
 GROUP = 300
 """Tokens of object, and as many of background, for each shot."""
+
+
+class TokenLabels(StrEnum):
+    """What the check of cycles takes a drawn token for."""
+
+    #: Of a group that is not taken whole: the label of the cell whose number is the token's number
+    #: within the group, as the re-implementation looks it up.
+    BY_NUMBER = "by-number"
+    #: The label of the token's own cell, as in the paper.
+    OWN = "own"
 
 
 class Sample(NamedTuple):
@@ -35,16 +46,20 @@ class Sampling(nn.Module):
 
     orders: Tensor
 
-    def __init__(self, cells: int, shots: int, seed: int) -> None:
+    def __init__(
+        self, cells: int, shots: int, seed: int, token_labels: TokenLabels = TokenLabels.BY_NUMBER
+    ) -> None:
         """Fixes the order.
 
         Args:
             cells: Of a shot's grid.
             shots: Most of them.
             seed: Of the order.
+            token_labels: What the check of cycles takes tokens for.
         """
         super().__init__()
         self.cells = cells
+        self.token_labels = token_labels
         self.tokens = min(2 * GROUP, cells)
         generator = torch.Generator().manual_seed(seed)
         orders = [torch.randperm(shots * cells, generator=generator) for _ in range(2)]
@@ -88,13 +103,13 @@ class Sampling(nn.Module):
         (numbers, cells), (other_numbers, other_cells) = parts
         numbers = torch.where(of_object, numbers, other_numbers)
         cells = torch.where(of_object, cells, other_cells)
-        # The official code looks labels up by a token's number within its group, as if that were
-        # its cell, whenever it draws from the group.
-        mistaken = labels.gather(1, numbers)
-        reduced = [count < size for count, size in zip(counts, sizes, strict=True)]
-        # ONNX Runtime has no Where of truth values.
-        from_reduced = (of_object & reduced[0]) | (~of_object & reduced[1])
-        found = torch.where(from_reduced, mistaken, of_object.float())
+        found = of_object.float()
+        if self.token_labels is TokenLabels.BY_NUMBER:
+            looked_up = labels.gather(1, numbers)
+            reduced = [count < size for count, size in zip(counts, sizes, strict=True)]
+            # ONNX Runtime has no Where of truth values.
+            from_reduced = (of_object & reduced[0]) | (~of_object & reduced[1])
+            found = torch.where(from_reduced, looked_up, found)
         return Sample(cells, found, slots < counts[0] + counts[1])
 
     def _drawn(self, group: Tensor, order: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
