@@ -14,6 +14,7 @@ from export import cyctr_family, hsnet_family, mmformer_family, repri_family
 from export.family import Family
 from export.methods.cyctr.sampling import TokenLabels
 from export.methods.mmformer.network import Variant
+from export.methods.repri import UPDATES
 from export.mmformer_source import mmformer_checkpoint
 from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
 
@@ -66,6 +67,12 @@ def add_commands(
     def repri(
         out: Out,
         checkpoint: Checkpoint,
+        updates: Annotated[
+            int,
+            typer.Option(
+                help="Steps of the fit to each query. The code makes 49, the paper says 50."
+            ),
+        ] = UPDATES,
         name: Annotated[str, typer.Option(help="What tasks call the model.")] = "repri",
         size: Size = REPRI_SIZE,
         max_batch: MaxBatch = 8,
@@ -79,6 +86,7 @@ def add_commands(
                 network=repri_family.repri_checkpoint(checkpoint),
                 size=parse_size(size),
                 provenance={"weights": checkpoint.name},
+                updates=updates,
                 max_batch=max_batch,
             )
             write(family, out, force=force, prune=prune)

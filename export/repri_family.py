@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from export.checkpoints import fill_network, read_checkpoint
+from export.errors import ExportError
 from export.family import EXTENT, Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.letterboxed import LETTERBOX, letterbox_side
 from export.methods.repri import (
@@ -22,6 +23,8 @@ from export.provenance import exporter_version
 from export.sizes import feature_shape
 
 WANTED = "a RePRI checkpoint"
+
+MAX_UPDATES = 1000
 
 WAY_BUCKETS = (1, 2, 4, 8, 16)
 """Each way is fitted by itself; products with the vectors serve all ways of a task together."""
@@ -56,6 +59,7 @@ def repri_family(
     network: RepriNetwork,
     size: tuple[int, int],
     provenance: Mapping[str, str],
+    updates: int = UPDATES,
     max_batch: int = 8,
 ) -> Family:
     """Splits RePRI into graphs.
@@ -66,14 +70,17 @@ def repri_family(
         size: Rows and columns of the network's input, which are equal: one more than a multiple
             of 8.
         provenance: For people.
+        updates: Steps of the fit to each query.
         max_batch: Most queries that run together.
 
     Returns:
         The family; its digest is that of the network's tensors and the settings.
 
     Raises:
-        ExportError: The network does not take the size.
+        ExportError: The network does not take the size, or the number of updates is out of bounds.
     """
+    if not 1 <= updates <= MAX_UPDATES:
+        raise ExportError(f"RePRI makes 1 to {MAX_UPDATES} updates, not {updates}.")
     side = letterbox_side(size)
     _, grid, _ = feature_shape(network.embed, size)
     cells = grid * grid
@@ -101,14 +108,14 @@ def repri_family(
             ),
             Graph(
                 "decode",
-                RepriDecode(side, grid),
+                RepriDecode(side, grid, updates),
                 (features, *stacked, prototypes, validity, EXTENT),
                 (logits,),
             ),
         ),
         weights_digest=digest,
         max_batch=max_batch,
-        settings={"updates": str(UPDATES)},
+        settings={"updates": str(updates)},
         provenance={
             "exporter": exporter_version(),
             "tensors_sha256": digest,

@@ -5,7 +5,7 @@ A PSPNet makes unit vectors z of every position. For each query a prototype w an
 fitted by gradient descent: foreground probability s = sigmoid(u), u = tau cos(z, w) - b. The loss
 is the cross-entropy of the supports, plus the divergence of the query's proportion of foreground
 from an estimate of it, plus the entropy of the query. Its gradient is written out here (section 4
-of the specification), so that a graph holds 49 steps of matrix products.
+of the specification), so that a graph holds a loop of matrix products.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEMPERATURE = 20.0
 LEARNING_RATE = 0.025
 
 UPDATES = 49
-"""The official loop runs from 1 to 49, although its setting says 50."""
+"""The official loop runs from 1 to 49, although its setting and the paper say 50."""
 
 REFRESHED_BEFORE = 10
 """The update before which the proportion is estimated anew, and its divergence weighs one more."""
@@ -217,18 +217,19 @@ class RepriDecode(nn.Module):
     rows: Tensor
     refreshes: Tensor
 
-    def __init__(self, size: int, grid: int) -> None:
+    def __init__(self, size: int, grid: int, updates: int = UPDATES) -> None:
         """Prepares the steps.
 
         Args:
             size: Side of the network's input.
             grid: Side of the features' grid.
+            updates: How many there are, 1 at least.
         """
         super().__init__()
         self.grid = grid
         self.register_buffer("rows", nearest_places(size, grid).float())
-        updates = torch.arange(1, UPDATES + 1)
-        self.register_buffer("refreshes", (updates == REFRESHED_BEFORE).float())
+        numbers = torch.arange(1, updates + 1)
+        self.register_buffer("refreshes", (numbers == REFRESHED_BEFORE).float())
 
     def forward(
         self,

@@ -185,6 +185,48 @@ def test_steps_follow_the_gradient_of_the_loss(episode):
             torch.testing.assert_close(state[1][0, way, 0], b.detach() - 0.025 * b.grad)
 
 
+@pytest.mark.parametrize("updates", [9, 10, 50])
+def test_a_fit_has_as_many_updates_as_asked_for(updates):
+    """One shot and one way, and the descent of section 4 by automatic differentiation."""
+    torch.manual_seed(2)
+    cells = GRID * GRID
+    features, vectors, prototypes = units(1, cells), units(1, 1, cells), units(1, 1).float()
+    labels = (torch.rand(1, 1, 1, cells) > 0.6).float()
+    extent = torch.tensor([[24.0, 40.0]])
+    decode = RepriDecode(SIDE, GRID, updates)
+    found = decode(features, vectors, labels, prototypes, torch.ones(1, 1), extent)
+
+    query, inside = features[0].float(), torch.arange(cells) < 24
+    weights, weight = prototypes[0, 0], 1.0
+
+    def margins():
+        cosines = query @ weights / (query.norm(dim=1) * weights.norm() + 1e-10)
+        return 20 * cosines - bias
+
+    bias = torch.zeros(())
+    bias = margins().mean()
+    share = torch.sigmoid(margins())[inside].mean()
+    case = (query, inside, vectors[0, 0].float(), labels.flatten(), 1)
+    for number in range(1, updates + 1):
+        if number == 10:
+            share, weight = torch.sigmoid(margins())[inside].mean(), weight + 1
+        w, b = weights.clone().requires_grad_(), bias.clone().requires_grad_()
+        official_loss(case, w, b, share, weight).backward()
+        weights, bias = weights - 0.025 * w.grad, bias - 0.025 * b.grad
+    torch.testing.assert_close(found.flatten(), margins(), rtol=1e-3, atol=1e-3)
+    other = RepriDecode(SIDE, GRID, updates - 1)
+    before = other(features, vectors, labels, prototypes, torch.ones(1, 1), extent)
+    assert float((found - before).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("updates", [0, -1, 1001])
+def test_a_number_of_updates_out_of_bounds_is_refused(updates):
+    with torch.device("meta"):
+        network = RepriNetwork(Backbone.RESNET50, 16)
+    with pytest.raises(ExportError, match=f"1 to 1000 updates, not {updates}"):
+        repri_family(alias="repri", network=network, size=(97, 97), provenance={}, updates=updates)
+
+
 def test_ways_and_queries_do_not_see_each_other(episode):
     features, vectors, labels, prototypes, validity, extent = episode
     decode = RepriDecode(SIDE, GRID)
