@@ -190,10 +190,10 @@ def grid_margins(
             f"Family {family.name} returned logits {logits.shape} for {ways} ways.",
         )
     kept = logits[: background + ways, :shots]
-    if family.decision in _ONE_SHOT and kept.shape[1] != 1:
+    if family.decision in _ONE_SHOT and logits.shape[1] != 1:
         raise RepositoryError(
             "BAD_LOGITS",
-            f"Family {family.name} returned {kept.shape[1]} shots and decides by "
+            f"Family {family.name} returned {logits.shape[1]} shots and decides by "
             f"{family.decision}, which takes one.",
         )
     if background:

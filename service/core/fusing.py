@@ -4,27 +4,27 @@ Zhang, Xiao, Qin: *Self-Guided and Cross-Guided Learning for Few-Shot Segmentati
 equations 16 and 17. The paper divides the weighted sum by the number of shots; here weights add up
 to one, so that one shot alone, or several that agree, have the margins that they have when they are
 merged: thresholds and probabilities keep their meaning. At a threshold of 0 the masks are the same.
+
+Families whose shots each decide a pixel (``any_shot``, ``vote``) answer as any other: one shot
+alone is a margin above the threshold, and so is what the shots say together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.core.decision import grid_margins
 from service.core.errors import FailedPreconditionError
-from service.core.family import Decision, ModelFamily
+from service.core.family import ModelFamily
 from service.core.types import ShotFusion
-
-#: Decisions that count the shots themselves.
-_OF_SHOTS: Final = frozenset({Decision.ANY_SHOT, Decision.VOTE})
 
 
 def check_fusion(family: ModelFamily, fusion: ShotFusion, *, field: str | None = None) -> None:
-    """Refuses cross-guided weighting where shots cannot decode one by one to be weighed.
+    """Refuses cross-guided weighting where the family weighs shots by each other already.
 
     Args:
         family: The model as it is now; an alias may have come to stand for another method.
@@ -32,22 +32,15 @@ def check_fusion(family: ModelFamily, fusion: ShotFusion, *, field: str | None =
         field: Where the request asks for it, if it does.
 
     Raises:
-        FailedPreconditionError: The family decides over shots, or weighs them by a graph of its
-            own (FUSION_NOT_SUPPORTED).
+        FailedPreconditionError: A graph of the family judges shots (FUSION_NOT_SUPPORTED).
     """
-    if fusion is ShotFusion.MERGED:
-        return
-    if family.decision in _OF_SHOTS:
-        why = f"it decides by '{family.decision}', over the masks of all shots"
-    elif family.merge_judged:
-        why = "it weighs its shots by each other already"
-    else:
-        return
-    raise FailedPreconditionError(
-        "FUSION_NOT_SUPPORTED",
-        f"Model '{family.alias}' cannot be cross-guided: {why}. Register the task as merged.",
-        field=field,
-    )
+    if fusion is ShotFusion.CROSS_GUIDED and family.merge_judged:
+        raise FailedPreconditionError(
+            "FUSION_NOT_SUPPORTED",
+            f"Model '{family.alias}' cannot be cross-guided: it weighs its shots by each other "
+            "already. Register the task as merged.",
+            field=field,
+        )
 
 
 def shot_weights(
@@ -109,7 +102,7 @@ def fuse(
     per way, and a shot's logits mean nothing but by their differences. So the background is 0.
 
     Args:
-        logits: float32 [P, 1, h, w] of each shot.
+        logits: float32 [P, S, h, w] of each shot, which comes first of S if others pad it.
         weights: float32 [shots, ways]; see ``shot_weights``.
         family: Whose logits they are.
         ways: Classes of the task.
@@ -122,7 +115,7 @@ def fuse(
     """
     fused: Any = 0.0
     for shot, of_shot in zip(logits, weights, strict=True):
-        fused = fused + of_shot[:, None, None, None] * grid_margins(shot, family, ways)
+        fused = fused + of_shot[:, None, None, None] * grid_margins(shot, family, ways, 1)
     background = np.zeros((family.background_planes, *fused.shape[1:]), np.float32)
     together: NDArray[np.float32] = np.concatenate([background, fused])
     return together

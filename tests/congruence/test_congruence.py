@@ -23,6 +23,7 @@ VARIANTS = {
     "stack": {"stack": True},
     "binary": {"binary": True},
     "binary-stack": {"binary": True, "stack": True},
+    "vote": {"binary": True, "stack": True, "vote": True},
     "query-features": {"query_features": True},
     "extent": {"query_features": True, "extent": True},
     "letterbox": {"letterbox": True},
@@ -30,8 +31,8 @@ VARIANTS = {
     "merge": {"merge": "joint"},
     "merge-judged": {"merge": "judged"},
 }
-#: Their shots vote, or judge each other by a graph.
-NOT_CROSS_GUIDED = {"binary-stack", "merge-judged"}
+#: Its shots judge each other by a graph.
+NOT_CROSS_GUIDED = {"merge-judged"}
 
 
 @pytest.fixture(scope="module")

@@ -240,8 +240,8 @@ async def test_shots_guide_each_other_through_clients_and_command(repository, tm
     assert json.loads(said.stdout)["fusion"] == "cross_guided"
 
 
-def test_a_model_that_decides_over_shots_cannot_be_cross_guided(tmp_path):
-    write_tiny_repository(tmp_path, binary=True, stack=True)
+def test_a_model_that_weighs_its_shots_itself_cannot_be_cross_guided(tmp_path):
+    write_tiny_repository(tmp_path, merge="judged")
     image, where = scene(16, 16)
     with Client(":embedded:", repository=tmp_path) as client:
         with pytest.raises(FailedPrecondition) as refusal:

@@ -58,6 +58,7 @@ class TinyFamily:
     letterbox: bool
     positions: bool
     merge: str = ""
+    vote: bool = False
 
     @property
     def digest(self) -> str:

@@ -47,6 +47,7 @@ def write_tiny_repository(
     letterbox: bool = False,
     positions: bool = False,
     merge: str = "",
+    vote: bool = False,
 ) -> str:
     """Adds one family to the repository at ``root``, which is made if need be.
 
@@ -59,7 +60,7 @@ def write_tiny_repository(
     * ``merge`` "joint": ``merged`` [1 + W, 8] of a merge graph, decision argmax;
     * ``merge`` "judged": ``prototypes`` (stack, ``validity``) and ``agreement`` of a merge graph
       that judges each shot under each, decision argmax;
-    * both: ``foreground`` and ``background`` (stack, ``validity``), decision any_shot.
+    * both: ``foreground`` and ``background`` (stack, ``validity``), decision any_shot, or vote.
 
     Args:
         root: The repository.
@@ -77,6 +78,7 @@ def write_tiny_repository(
         letterbox: Images keep their aspect, and come as ``uint16_8.8``.
         positions: ``stored`` [W, K, 8] float16, the cells of each way, stacked; decision margin.
         merge: "joint" or "judged" for a merge graph; multiway only.
+        vote: Of stacked margins: that their shots vote.
 
     Returns:
         The family's name.
@@ -96,6 +98,7 @@ def write_tiny_repository(
         letterbox,
         positions,
         merge=merge,
+        vote=vote,
     )
     graphs = {"guide": tiny_graphs.guide(family), "decode": tiny_graphs.decode(family)}
     if query_features:
@@ -188,7 +191,8 @@ def _parameters(family: TinyFamily, role: str) -> dict[str, str]:
         roles.append("query_features")
     if family.merge:
         roles.append("merge")
-    margin = "any_shot" if family.stack else "margin"
+    of_shots = "vote" if family.vote else "any_shot"
+    margin = of_shots if family.stack else "margin"
     binary = family.binary or family.positions
     extent = {"extent": ",".join(family.extent_roles)} if family.extent else {}
     positions = {"position_buckets": "4,16,64"} if family.positions else {}

@@ -7,19 +7,22 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from core_family import binary, resize
 
 from service.core.calls import Call
-from service.core.decision import grid_margins
+from service.core.decision import decide, grid_margins
 from service.core.errors import DeadlineExceededError, FailedPreconditionError, OutOfLimitsError
-from service.core.family import GraphRole
+from service.core.family import Decision, GraphRole, PostTarget
 from service.core.fusing import by_the_others, fuse, shot_weights
 from service.core.limits import Limits
+from service.core.postchain import PostChain
 from service.core.timing import Stage
 from service.core.types import (
     AnnotationInput,
     OutputOptions,
     Query,
     ShotFusion,
+    Size,
     SupportInput,
     TaskName,
 )
@@ -55,6 +58,8 @@ VARIANTS = {
     "query-features": {"query_features": True},
     "positions": {"positions": True},
     "merge": {"merge": "joint"},
+    "any-shot": {"binary": True, "stack": True},
+    "vote": {"binary": True, "stack": True, "vote": True},
 }
 
 
@@ -263,13 +268,8 @@ async def test_a_shot_without_background_infers_it_when_it_is_alone(tmp_path):
     assert intersection_over_union(labels_of(found), QUERY_BOX) > 0.8
 
 
-@pytest.mark.parametrize(
-    "variant", [{"binary": True, "stack": True}, {"merge": "judged"}], ids=["any-shot", "judged"]
-)
-async def test_what_cannot_be_cross_guided_is_refused_before_a_graph_runs(
-    tmp_path, telemetry, variant
-):
-    write_tiny_repository(tmp_path, size=64, **variant)
+async def test_what_cannot_be_cross_guided_is_refused_before_a_graph_runs(tmp_path, telemetry):
+    write_tiny_repository(tmp_path, size=64, merge="judged")
     async with running_gateway(tmp_path, telemetry=telemetry) as gateway:
         before = Counter(telemetry.runs)
         with pytest.raises(FailedPreconditionError) as refusal:
@@ -315,7 +315,7 @@ async def test_a_model_that_became_another_method_says_what_to_do(tmp_path):
     async with running_gateway(tmp_path) as gateway:
         await gateway.tasks.register(red_registration(fusion=CROSS), Call())
         later = datetime(2026, 3, 1, tzinfo=UTC)
-        write_tiny_repository(tmp_path, size=64, binary=True, stack=True, created=later)
+        write_tiny_repository(tmp_path, size=64, merge="judged", created=later)
         await gateway.catalog.refresh()
         with pytest.raises(FailedPreconditionError) as refusal:
             await gateway.segmenter.segment(query(red_query()), Call())
@@ -356,3 +356,24 @@ def test_fused_logits_decide_as_the_weighted_margins_do():
     margins = grid_margins(fused, family, 2)
     np.testing.assert_allclose(margins[0], 0.25 * one[0] + 0.75 * two[0], rtol=1e-5)
     np.testing.assert_array_equal(margins[1], one[1])
+
+
+@pytest.mark.parametrize("decision", [Decision.ANY_SHOT, Decision.VOTE])
+def test_what_shots_that_decide_apart_say_together_is_one_margin(decision):
+    random = np.random.default_rng(1)
+    family = binary(decision=decision)
+    # Each was decoded alone, padded to a bucket of two shots; the second does not show way 2.
+    logits = [random.normal(size=(2, 2, 6, 6)).astype(np.float32) for _ in range(2)]
+    for padded in logits:
+        padded[:, 1] = -1e4
+    logits[1][1] = -1e4
+    weights = np.array([[0.25, 1.0], [0.75, 0.0]], np.float32)
+    fused = fuse(logits, weights, family, 2)
+    together = 0.25 * logits[0][0, 0] + 0.75 * logits[1][0, 0]
+    alone = logits[0][1, 0]
+    expected = np.where(np.maximum(together, alone) > 0, 1 + (alone > together), 0)
+    axes = PostChain((resize(PostTarget.OUTPUT),)).axes(*[Size(6, 6)] * 4)
+    mask = decide(fused, axes, family=family, ways=2, probabilities=True)
+    np.testing.assert_array_equal(mask.labels, expected)
+    likely = 1 / (1 + np.exp(-np.stack([together, alone])))
+    np.testing.assert_allclose(mask.probabilities, likely, atol=1e-3)
