@@ -13,6 +13,7 @@ import typer
 from export import cyctr_family, hsnet_family, mmformer_family, repri_family
 from export.family import Family
 from export.methods.cyctr.sampling import TokenLabels
+from export.methods.mmformer.graphs import ShotMerge
 from export.methods.mmformer.network import Variant
 from export.methods.repri import UPDATES
 from export.mmformer_source import mmformer_checkpoint
@@ -102,6 +103,14 @@ def add_commands(
                 "files cannot be told apart: v2 unless said otherwise."
             ),
         ] = None,
+        merge: Annotated[
+            ShotMerge,
+            typer.Option(
+                help="Of which vectors several shots come to a mean. both: of the object and of "
+                "each proposal, as in the code. object: of the object alone, as in the paper; "
+                "cosines are averaged over the shots."
+            ),
+        ] = ShotMerge.BOTH,
         name: Annotated[str, typer.Option(help="What tasks call the model.")] = "mmformer",
         size: Size = MMFORMER_SIZE,
         max_batch: MaxBatch = mmformer_family.MAX_BATCH,
@@ -115,6 +124,7 @@ def add_commands(
                 network=mmformer_checkpoint(checkpoint, variant),
                 size=parse_size(size),
                 provenance={"weights": checkpoint.name},
+                merge=merge,
                 max_batch=max_batch,
             )
             write(family, out, force=force, prune=prune)

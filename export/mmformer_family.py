@@ -13,6 +13,7 @@ from export.methods.mmformer.graphs import (
     MmformerFeatures,
     MmformerGuide,
     MmformerQuery,
+    ShotMerge,
     grids_of,
 )
 from export.methods.mmformer.mask_decoder import PROPOSALS
@@ -44,6 +45,7 @@ def mmformer_family(
     network: MmformerNetwork,
     size: tuple[int, int],
     provenance: Mapping[str, str],
+    merge: ShotMerge = ShotMerge.BOTH,
     max_batch: int = MAX_BATCH,
 ) -> Family:
     """Splits MM-Former into graphs.
@@ -53,6 +55,7 @@ def mmformer_family(
         network: With its weights, in evaluation mode.
         size: Rows and columns of the network's input.
         provenance: For people.
+        merge: Of which vectors several shots come to a mean.
         max_batch: Most queries that run together.
 
     Returns:
@@ -67,10 +70,10 @@ def mmformer_family(
     return Family(
         alias=alias,
         serving=_serving(size, max(rows * columns for rows, columns in grids.matching)),
-        graphs=_graphs(network, grids),
+        graphs=_graphs(network, grids, merge),
         weights_digest=digest,
         max_batch=max_batch,
-        settings={"variant": network.variant.value},
+        settings={"variant": network.variant.value, "merge": merge.value},
         provenance={
             "exporter": exporter_version(),
             "tensors_sha256": digest,
@@ -81,7 +84,7 @@ def mmformer_family(
     )
 
 
-def _graphs(network: MmformerNetwork, grids: Grids) -> tuple[Graph, ...]:
+def _graphs(network: MmformerNetwork, grids: Grids, merge: ShotMerge) -> tuple[Graph, ...]:
     image = TensorSpec("image", (*grids.size, 3), "uint8")
     matching = _maps("matching", grids.matching)
     features = (
@@ -99,7 +102,7 @@ def _graphs(network: MmformerNetwork, grids: Grids) -> tuple[Graph, ...]:
     stacked = tuple(spec.stacked() for spec in guidance)
     validity = TensorSpec("validity", (Free.SHOTS,))
     logits = TensorSpec("logits", (Free.WAYS, 1, *grids.finest))
-    decode = MmformerDecode(network, grids)
+    decode = MmformerDecode(network, grids, merge)
     return (
         Graph("features", MmformerFeatures(network), (image,), features, traced=True),
         Graph(

@@ -106,8 +106,8 @@ def test_methods_are_exported_as_asked(tmp_path, method, model, options, expecte
     [
         ("canet", "", ("--iterations", 2), {"iterations": "2"}),
         ("cyctr", "", (), {"token_labels": "by-number", "sample_seed": "0"}),
-        ("repri", "resnet50", ("--size", "97"), {"updates": "49"}),
         ("repri", "resnet50", ("--size", "97", "--updates", 50), {"updates": "50"}),
+        ("mmformer", "v1", ("--size", "64", "--merge", "object"), {"merge": "object"}),
         ("cyctr", "", ("--token-labels", "own"), {"token_labels": "own"}),
     ],
 )

@@ -15,6 +15,7 @@ from export.methods.deformable import DeformableAttention
 from export.methods.mmformer.graphs import (
     MmformerDecode,
     MmformerGuide,
+    ShotMerge,
     grids_of,
 )
 from export.methods.mmformer.matching import self_aligned, source_grid
@@ -206,7 +207,8 @@ def stacked_shots(values):
     return together
 
 
-def test_ways_and_shots_are_matched_as_the_specification_says(network):
+@pytest.mark.parametrize("merge", ShotMerge)
+def test_ways_and_shots_are_matched_as_the_specification_says(network, merge):
     """Two ways, three shots: one that is padded, and one that does not show the second way."""
     grids = grids_of(network, SIZE)
     torch.manual_seed(1)
@@ -217,7 +219,7 @@ def test_ways_and_shots_are_matched_as_the_specification_says(network):
     planes[1, 0, 1, 5:50, 70:140] = 1
     planes[2] = 1
     proposals = torch.rand(1, 100, *grids.finest)
-    guide, decode = MmformerGuide(grids), MmformerDecode(network, grids)
+    guide, decode = MmformerGuide(grids), MmformerDecode(network, grids, merge)
     tokens = [values.flatten(2).transpose(1, 2) for values in maps[3]]
     with torch.no_grad():
         shots = [guide(*maps[shot], planes[shot]) for shot in range(3)]
@@ -235,8 +237,12 @@ def test_ways_and_shots_are_matched_as_the_specification_says(network):
                 ),
                 strict=True,
             )
-            means = [torch.stack(values).mean(dim=0) for values in (objects, proposed)]
-            wanted = cosine_similarity(means[0][None], means[1], dim=1)
+            mean = torch.stack(objects).mean(dim=0)[None]
+            compared = proposed
+            if merge is ShotMerge.BOTH:
+                compared = [torch.stack(proposed).mean(dim=0)]
+            each = [cosine_similarity(mean, vectors, dim=1) for vectors in compared]
+            wanted = torch.stack(each).mean(dim=0)
             # Guidance is kept in float16.
             torch.testing.assert_close(similarities[0, way], wanted, rtol=0, atol=5e-5)
             weights = network.fc2(torch.relu(network.fc1(wanted)))
@@ -246,7 +252,8 @@ def test_ways_and_shots_are_matched_as_the_specification_says(network):
 
 def test_variants_and_settings_have_names_of_their_own(network):
     names = {
-        mmformer_family(alias="m", network=network, size=size, provenance={}).name
+        mmformer_family(alias="m", network=network, size=size, provenance={}, merge=merge).name
         for size in ((64, 64), (96, 64))
+        for merge in ShotMerge
     }
-    assert len(names) == 2
+    assert len(names) == 4

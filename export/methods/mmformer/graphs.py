@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,16 @@ from export.methods.mmformer.matching import Grid, Level, Sources, cosines
 from export.methods.mmformer.network import LEVELS, MmformerNetwork, grid_of
 from export.methods.mmformer.parts import Resize
 from export.methods.mmformer.pixel_decoder import PixelDecoding
+
+
+class ShotMerge(StrEnum):
+    """Of which vectors several shots come to a mean."""
+
+    #: Of the object and of every proposal, as in the code.
+    BOTH = "both"
+    #: Of the object alone, as in the paper. The mean is compared with the proposals as each shot
+    #: aligns them; the paper does not say how, and the mean of these cosines is this project's way.
+    OBJECT = "object"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +162,13 @@ class MmformerGuide(nn.Module):
 class MmformerDecode(nn.Module):
     """The `decode` graph: alignment with every shot of every way, comparison, score."""
 
-    def __init__(self, network: MmformerNetwork, grids: Grids) -> None:
+    def __init__(
+        self, network: MmformerNetwork, grids: Grids, merge: ShotMerge = ShotMerge.BOTH
+    ) -> None:
+        """Takes the weights, the sizes of the maps, and what several shots come to."""
         super().__init__()
         self.network = network
+        self.merge = merge
         levels = (
             Level(network.alignment(level), grid, grids.finest)
             for level, grid in enumerate(grids.matching)
@@ -182,10 +197,13 @@ class MmformerDecode(nn.Module):
         """Compares every proposal with every way: cosines, float32 [batch, ways, 100]."""
         shown = inputs[-2] * inputs[-1].unsqueeze(2)
         objects, proposals = [
-            _mean_over_shots(torch.unflatten(torch.cat(vectors, dim=-1), 1, shown.shape[1:]), shown)
+            torch.unflatten(torch.cat(vectors, dim=-1), 1, shown.shape[1:])
             for vectors in zip(*self._vectors(*inputs), strict=True)
         ]
-        return cosines(objects, proposals)
+        objects = _mean_over_shots(objects, shown)
+        if self.merge is ShotMerge.OBJECT:
+            return _mean_over_shots(cosines(objects.unsqueeze(1), proposals), shown)
+        return cosines(objects, _mean_over_shots(proposals, shown))
 
     def _vectors(self, *inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the vectors of objects and of proposals on each level, shots times ways apart."""
