@@ -63,6 +63,7 @@ def _support(message: task_pb2.Support) -> TaskSupport:
         shot_classes=tuple(message.shot_classes),
         mark_count=message.mark_count,
         leave_one_out={a.class_name: a.iou for a in message.leave_one_out},
+        classes_without_pixels=tuple(message.classes_without_pixels),
     )
 
 

@@ -29,6 +29,9 @@ class TaskSupport:
         leave_one_out: By class, the intersection over union, in [0, 1], of its annotation with what
             the other supports predict for it. Filled in the answers of calls that change the task;
             a class that no other support shows is missing.
+        classes_without_pixels: Those of ``shot_classes`` of which the model gets no pixel, because
+            other marks cover them or the size of its input loses them: the support shows nothing
+            of them. Filled in the answers of calls that change the task.
     """
 
     id: str
@@ -37,6 +40,7 @@ class TaskSupport:
     shot_classes: tuple[str, ...]
     mark_count: int
     leave_one_out: Mapping[str, float]
+    classes_without_pixels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

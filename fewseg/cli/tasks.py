@@ -233,7 +233,12 @@ def _support_table(supports: tuple[TaskSupport, ...]) -> Table:
         table.add_row(
             support.id,
             f"{support.height}x{support.width}",
-            ", ".join(support.shot_classes),
+            Text(", ").join(
+                Text(f"{name} (no pixel)", "yellow")
+                if name in support.classes_without_pixels
+                else Text(name)
+                for name in support.shot_classes
+            ),
             str(support.mark_count),
             agreement,
         )

@@ -30,7 +30,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65wseg/v1/task_service.proto\x12\tfewseg.v1\x1a\x15\x66\x65wseg/v1/types.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x05\n\x04Task\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05model\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07\x63lasses\x18\x05 \x03(\tB\x04\xe2\x41\x01\x02\x12*\n\x08supports\x18\x06 \x03(\x0b\x32\x12.fewseg.v1.SupportB\x04\xe2\x41\x01\x03\x12\x1b\n\rsupport_count\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x31\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12.\n\x03ttl\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x04H\x00\x12@\n\x13\x62\x61\x63kground_evidence\x18\r \x01(\x0e\x32\x1d.fewseg.v1.BackgroundEvidenceB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x66\x61mily\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0eguidance_bytes\x18\x0f \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x31\n\x0bshot_fusion\x18\x10 \x01(\x0e\x32\x15.fewseg.v1.ShotFusionB\x05\xe2\x41\x02\x01\x05:@\xea\x41=\n\x0f\x66\x65wseg.dev/Task\x12\x1dtenants/{tenant}/tasks/{task}*\x05tasks2\x04taskB\x0c\n\nexpiration\"\x80\x01\n\x0cSupportInput\x12\x18\n\nsupport_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x10.fewseg.v1.ImageB\x04\xe2\x41\x01\x02\x12/\n\nannotation\x18\x03 \x01(\x0b\x32\x15.fewseg.v1.AnnotationB\x04\xe2\x41\x01\x02\"\x98\x01\n\x07Support\x12\x12\n\nsupport_id\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x14\n\x0cshot_classes\x18\x04 \x03(\t\x12\x12\n\nmark_count\x18\x05 \x01(\x05\x12\x30\n\rleave_one_out\x18\x06 \x03(\x0b\x32\x19.fewseg.v1.ClassAgreement\"1\n\x0e\x43lassAgreement\x12\x12\n\nclass_name\x18\x01 \x01(\t\x12\x0b\n\x03iou\x18\x02 \x01(\x01\"\xb2\x01\n\x13RegisterTaskRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07task_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12#\n\x04task\x18\x03 \x01(\x0b\x32\x0f.fewseg.v1.TaskB\x04\xe2\x41\x01\x02\x12/\n\x08supports\x18\x04 \x03(\x0b\x32\x17.fewseg.v1.SupportInputB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"Z\n\x14RegisterTaskResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.fewseg.v1.Task\x12#\n\x07timings\x18\x02 \x01(\x0b\x32\x12.fewseg.v1.Timings\"8\n\x0eGetTaskRequest\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x66\x65wseg.dev/Task\"[\n\x10ListTasksRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"L\n\x11ListTasksResponse\x12\x1e\n\x05tasks\x18\x01 \x03(\x0b\x32\x0f.fewseg.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x11\x44\x65leteTaskRequest\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x66\x65wseg.dev/Task\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"{\n\x12\x41\x64\x64SupportsRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.fewseg.v1.AddSupportsHeaderH\x00\x12*\n\x07support\x18\x02 \x01(\x0b\x32\x17.fewseg.v1.SupportInputH\x00\x42\t\n\x07message\"i\n\x11\x41\x64\x64SupportsHeader\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x66\x65wseg.dev/Task\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"Y\n\x13\x41\x64\x64SupportsResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.fewseg.v1.Task\x12#\n\x07timings\x18\x02 \x01(\x0b\x32\x12.fewseg.v1.Timings\"\xe8\x01\n\x16\x41nnotateSupportRequest\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x66\x65wseg.dev/Task\x12\x18\n\nsupport_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\nannotation\x18\x03 \x01(\x0b\x32\x15.fewseg.v1.AnnotationB\x04\xe2\x41\x01\x02\x12-\n\x04mode\x18\x04 \x01(\x0e\x32\x19.fewseg.v1.AnnotationModeB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\"]\n\x17\x41nnotateSupportResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.fewseg.v1.Task\x12#\n\x07timings\x18\x02 \x01(\x0b\x32\x12.fewseg.v1.Timings\"\x86\x01\n\x14RemoveSupportRequest\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x66\x65wseg.dev/Task\x12\x18\n\nsupport_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"[\n\x15RemoveSupportResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.fewseg.v1.Task\x12#\n\x07timings\x18\x02 \x01(\x0b\x32\x12.fewseg.v1.Timings*_\n\nShotFusion\x12\x1b\n\x17SHOT_FUSION_UNSPECIFIED\x10\x00\x12\x16\n\x12SHOT_FUSION_MERGED\x10\x01\x12\x1c\n\x18SHOT_FUSION_CROSS_GUIDED\x10\x02*j\n\x0e\x41nnotationMode\x12\x1f\n\x1b\x41NNOTATION_MODE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41NNOTATION_MODE_REPLACE\x10\x01\x12\x1a\n\x16\x41NNOTATION_MODE_EXTEND\x10\x02\x32\x9f\x04\n\x0bTaskService\x12O\n\x0cRegisterTask\x12\x1e.fewseg.v1.RegisterTaskRequest\x1a\x1f.fewseg.v1.RegisterTaskResponse\x12\x35\n\x07GetTask\x12\x19.fewseg.v1.GetTaskRequest\x1a\x0f.fewseg.v1.Task\x12\x46\n\tListTasks\x12\x1b.fewseg.v1.ListTasksRequest\x1a\x1c.fewseg.v1.ListTasksResponse\x12\x42\n\nDeleteTask\x12\x1c.fewseg.v1.DeleteTaskRequest\x1a\x16.google.protobuf.Empty\x12N\n\x0b\x41\x64\x64Supports\x12\x1d.fewseg.v1.AddSupportsRequest\x1a\x1e.fewseg.v1.AddSupportsResponse(\x01\x12X\n\x0f\x41nnotateSupport\x12!.fewseg.v1.AnnotateSupportRequest\x1a\".fewseg.v1.AnnotateSupportResponse\x12R\n\rRemoveSupport\x12\x1f.fewseg.v1.RemoveSupportRequest\x1a .fewseg.v1.RemoveSupportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65wseg/v1/task_service.proto\x12\tfewseg.v1\x1a\x15\x66\x65wseg/v1/types.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x05\n\x04Task\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05model\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07\x63lasses\x18\x05 \x03(\tB\x04\xe2\x41\x01\x02\x12*\n\x08supports\x18\x06 \x03(\x0b\x32\x12.fewseg.v1.SupportB\x04\xe2\x41\x01\x03\x12\x1b\n\rsupport_count\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x31\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12.\n\x03ttl\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x04H\x00\x12@\n\x13\x62\x61\x63kground_evidence\x18\r \x01(\x0e\x32\x1d.fewseg.v1.BackgroundEvidenceB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x66\x61mily\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0eguidance_bytes\x18\x0f \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x31\n\x0bshot_fusion\x18\x10 \x01(\x0e\x32\x15.fewseg.v1.ShotFusionB\x05\xe2\x41\x02\x01\x05:@\xea\x41=\n\x0f\x66\x65wseg.dev/Task\x12\x1dtenants/{tenant}/tasks/{task}*\x05tasks2\x04taskB\x0c\n\nexpiration\"\x80\x01\n\x0cSupportInput\x12\x18\n\nsupport_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x10.fewseg.v1.ImageB\x04\xe2\x41\x01\x02\x12/\n\nannotation\x18\x03 \x01(\x0b\x32\x15.fewseg.v1.AnnotationB\x04\xe2\x41\x01\x02\"\xb8\x01\n\x07Support\x12\x12\n\nsupport_id\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x14\n\x0cshot_classes\x18\x04 \x03(\t\x12\x12\n\nmark_count\x18\x05 \x01(\x05\x12\x30\n\rleave_one_out\x18\x06 \x03(\x0b\x32\x19.fewseg.v1.ClassAgreement\x12\x1e\n\x16\x63lasses_without_pixels\x18\x07 \x03(\t\"1\n\x0e\x43lassAgreement\x12\x12\n\nclass_name\x18\x01 \x01(\t\x12\x0b\n\x03iou\x18\x02 \x01(\x01\"\xb2\x01\n\x13RegisterTaskRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07task_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12#\n\x04task\x18\x03 \x01(\x0b\x32\x0f.fewseg.v1.TaskB\x04\xe2\x41\x01\x02\x12/\n\x08supports\x18\x04 \x03(\x0b\x32\x17.fewseg.v1.SupportInputB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"Z\n\x14RegisterTaskResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.fewseg.v1.Task\x12#\n\x07timings\x18\x02 \x01(\x0b\x32\x12.fewseg.v1.Timings\"8\n\x0eGetTaskRequest\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x66\x65wseg.dev/Task\"[\n\x10ListTasksRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"L\n\x11ListTasksResponse\x12\x1e\n\x05tasks\x18\x01 \x03(\x0b\x32\x0f.fewseg.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x11\x44\x65leteTaskRequest\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x66\x65wseg.dev/Task\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"{\n\x12\x41\x64\x64SupportsRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.fewseg.v1.AddSupportsHeaderH\x00\x12*\n\x07support\x18\x02 \x01(\x0b\x32\x17.fewseg.v1.SupportInputH\x00\x42\t\n\x07message\"i\n\x11\x41\x64\x64SupportsHeader\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x66\x65wseg.dev/Task\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"Y\n\x13\x41\x64\x64SupportsResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.fewseg.v1.Task\x12#\n\x07timings\x18\x02 \x01(\x0b\x32\x12.fewseg.v1.Timings\"\xe8\x01\n\x16\x41nnotateSupportRequest\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x66\x65wseg.dev/Task\x12\x18\n\nsupport_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\nannotation\x18\x03 \x01(\x0b\x32\x15.fewseg.v1.AnnotationB\x04\xe2\x41\x01\x02\x12-\n\x04mode\x18\x04 \x01(\x0e\x32\x19.fewseg.v1.AnnotationModeB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\"]\n\x17\x41nnotateSupportResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.fewseg.v1.Task\x12#\n\x07timings\x18\x02 \x01(\x0b\x32\x12.fewseg.v1.Timings\"\x86\x01\n\x14RemoveSupportRequest\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x66\x65wseg.dev/Task\x12\x18\n\nsupport_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"[\n\x15RemoveSupportResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.fewseg.v1.Task\x12#\n\x07timings\x18\x02 \x01(\x0b\x32\x12.fewseg.v1.Timings*_\n\nShotFusion\x12\x1b\n\x17SHOT_FUSION_UNSPECIFIED\x10\x00\x12\x16\n\x12SHOT_FUSION_MERGED\x10\x01\x12\x1c\n\x18SHOT_FUSION_CROSS_GUIDED\x10\x02*j\n\x0e\x41nnotationMode\x12\x1f\n\x1b\x41NNOTATION_MODE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41NNOTATION_MODE_REPLACE\x10\x01\x12\x1a\n\x16\x41NNOTATION_MODE_EXTEND\x10\x02\x32\x9f\x04\n\x0bTaskService\x12O\n\x0cRegisterTask\x12\x1e.fewseg.v1.RegisterTaskRequest\x1a\x1f.fewseg.v1.RegisterTaskResponse\x12\x35\n\x07GetTask\x12\x19.fewseg.v1.GetTaskRequest\x1a\x0f.fewseg.v1.Task\x12\x46\n\tListTasks\x12\x1b.fewseg.v1.ListTasksRequest\x1a\x1c.fewseg.v1.ListTasksResponse\x12\x42\n\nDeleteTask\x12\x1c.fewseg.v1.DeleteTaskRequest\x1a\x16.google.protobuf.Empty\x12N\n\x0b\x41\x64\x64Supports\x12\x1d.fewseg.v1.AddSupportsRequest\x1a\x1e.fewseg.v1.AddSupportsResponse(\x01\x12X\n\x0f\x41nnotateSupport\x12!.fewseg.v1.AnnotateSupportRequest\x1a\".fewseg.v1.AnnotateSupportResponse\x12R\n\rRemoveSupport\x12\x1f.fewseg.v1.RemoveSupportRequest\x1a .fewseg.v1.RemoveSupportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -123,44 +123,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOVESUPPORTREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
   _globals['_REMOVESUPPORTREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_REMOVESUPPORTREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
-  _globals['_SHOTFUSION']._serialized_start=2694
-  _globals['_SHOTFUSION']._serialized_end=2789
-  _globals['_ANNOTATIONMODE']._serialized_start=2791
-  _globals['_ANNOTATIONMODE']._serialized_end=2897
+  _globals['_SHOTFUSION']._serialized_start=2726
+  _globals['_SHOTFUSION']._serialized_end=2821
+  _globals['_ANNOTATIONMODE']._serialized_start=2823
+  _globals['_ANNOTATIONMODE']._serialized_end=2929
   _globals['_TASK']._serialized_start=221
   _globals['_TASK']._serialized_end=889
   _globals['_SUPPORTINPUT']._serialized_start=892
   _globals['_SUPPORTINPUT']._serialized_end=1020
   _globals['_SUPPORT']._serialized_start=1023
-  _globals['_SUPPORT']._serialized_end=1175
-  _globals['_CLASSAGREEMENT']._serialized_start=1177
-  _globals['_CLASSAGREEMENT']._serialized_end=1226
-  _globals['_REGISTERTASKREQUEST']._serialized_start=1229
-  _globals['_REGISTERTASKREQUEST']._serialized_end=1407
-  _globals['_REGISTERTASKRESPONSE']._serialized_start=1409
-  _globals['_REGISTERTASKRESPONSE']._serialized_end=1499
-  _globals['_GETTASKREQUEST']._serialized_start=1501
-  _globals['_GETTASKREQUEST']._serialized_end=1557
-  _globals['_LISTTASKSREQUEST']._serialized_start=1559
-  _globals['_LISTTASKSREQUEST']._serialized_end=1650
-  _globals['_LISTTASKSRESPONSE']._serialized_start=1652
-  _globals['_LISTTASKSRESPONSE']._serialized_end=1728
-  _globals['_DELETETASKREQUEST']._serialized_start=1730
-  _globals['_DELETETASKREQUEST']._serialized_end=1809
-  _globals['_ADDSUPPORTSREQUEST']._serialized_start=1811
-  _globals['_ADDSUPPORTSREQUEST']._serialized_end=1934
-  _globals['_ADDSUPPORTSHEADER']._serialized_start=1936
-  _globals['_ADDSUPPORTSHEADER']._serialized_end=2041
-  _globals['_ADDSUPPORTSRESPONSE']._serialized_start=2043
-  _globals['_ADDSUPPORTSRESPONSE']._serialized_end=2132
-  _globals['_ANNOTATESUPPORTREQUEST']._serialized_start=2135
-  _globals['_ANNOTATESUPPORTREQUEST']._serialized_end=2367
-  _globals['_ANNOTATESUPPORTRESPONSE']._serialized_start=2369
-  _globals['_ANNOTATESUPPORTRESPONSE']._serialized_end=2462
-  _globals['_REMOVESUPPORTREQUEST']._serialized_start=2465
-  _globals['_REMOVESUPPORTREQUEST']._serialized_end=2599
-  _globals['_REMOVESUPPORTRESPONSE']._serialized_start=2601
-  _globals['_REMOVESUPPORTRESPONSE']._serialized_end=2692
-  _globals['_TASKSERVICE']._serialized_start=2900
-  _globals['_TASKSERVICE']._serialized_end=3443
+  _globals['_SUPPORT']._serialized_end=1207
+  _globals['_CLASSAGREEMENT']._serialized_start=1209
+  _globals['_CLASSAGREEMENT']._serialized_end=1258
+  _globals['_REGISTERTASKREQUEST']._serialized_start=1261
+  _globals['_REGISTERTASKREQUEST']._serialized_end=1439
+  _globals['_REGISTERTASKRESPONSE']._serialized_start=1441
+  _globals['_REGISTERTASKRESPONSE']._serialized_end=1531
+  _globals['_GETTASKREQUEST']._serialized_start=1533
+  _globals['_GETTASKREQUEST']._serialized_end=1589
+  _globals['_LISTTASKSREQUEST']._serialized_start=1591
+  _globals['_LISTTASKSREQUEST']._serialized_end=1682
+  _globals['_LISTTASKSRESPONSE']._serialized_start=1684
+  _globals['_LISTTASKSRESPONSE']._serialized_end=1760
+  _globals['_DELETETASKREQUEST']._serialized_start=1762
+  _globals['_DELETETASKREQUEST']._serialized_end=1841
+  _globals['_ADDSUPPORTSREQUEST']._serialized_start=1843
+  _globals['_ADDSUPPORTSREQUEST']._serialized_end=1966
+  _globals['_ADDSUPPORTSHEADER']._serialized_start=1968
+  _globals['_ADDSUPPORTSHEADER']._serialized_end=2073
+  _globals['_ADDSUPPORTSRESPONSE']._serialized_start=2075
+  _globals['_ADDSUPPORTSRESPONSE']._serialized_end=2164
+  _globals['_ANNOTATESUPPORTREQUEST']._serialized_start=2167
+  _globals['_ANNOTATESUPPORTREQUEST']._serialized_end=2399
+  _globals['_ANNOTATESUPPORTRESPONSE']._serialized_start=2401
+  _globals['_ANNOTATESUPPORTRESPONSE']._serialized_end=2494
+  _globals['_REMOVESUPPORTREQUEST']._serialized_start=2497
+  _globals['_REMOVESUPPORTREQUEST']._serialized_end=2631
+  _globals['_REMOVESUPPORTRESPONSE']._serialized_start=2633
+  _globals['_REMOVESUPPORTRESPONSE']._serialized_end=2724
+  _globals['_TASKSERVICE']._serialized_start=2932
+  _globals['_TASKSERVICE']._serialized_end=3475
 # @@protoc_insertion_point(module_scope)

@@ -80,20 +80,22 @@ class SupportInput(_message.Message):
     def __init__(self, support_id: _Optional[str] = ..., image: _Optional[_Union[_types_pb2.Image, _Mapping]] = ..., annotation: _Optional[_Union[_types_pb2.Annotation, _Mapping]] = ...) -> None: ...
 
 class Support(_message.Message):
-    __slots__ = ("support_id", "height", "width", "shot_classes", "mark_count", "leave_one_out")
+    __slots__ = ("support_id", "height", "width", "shot_classes", "mark_count", "leave_one_out", "classes_without_pixels")
     SUPPORT_ID_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     SHOT_CLASSES_FIELD_NUMBER: _ClassVar[int]
     MARK_COUNT_FIELD_NUMBER: _ClassVar[int]
     LEAVE_ONE_OUT_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_WITHOUT_PIXELS_FIELD_NUMBER: _ClassVar[int]
     support_id: str
     height: int
     width: int
     shot_classes: _containers.RepeatedScalarFieldContainer[str]
     mark_count: int
     leave_one_out: _containers.RepeatedCompositeFieldContainer[ClassAgreement]
-    def __init__(self, support_id: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., shot_classes: _Optional[_Iterable[str]] = ..., mark_count: _Optional[int] = ..., leave_one_out: _Optional[_Iterable[_Union[ClassAgreement, _Mapping]]] = ...) -> None: ...
+    classes_without_pixels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, support_id: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., shot_classes: _Optional[_Iterable[str]] = ..., mark_count: _Optional[int] = ..., leave_one_out: _Optional[_Iterable[_Union[ClassAgreement, _Mapping]]] = ..., classes_without_pixels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ClassAgreement(_message.Message):
     __slots__ = ("class_name", "iou")

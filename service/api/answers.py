@@ -85,6 +85,7 @@ def _support(support: SupportSummary, agreement: tuple[ClassAgreement, ...]) -> 
         width=support.image_size.width,
         shot_classes=support.shot_classes,
         mark_count=support.mark_count,
+        classes_without_pixels=support.classes_without_pixels,
         leave_one_out=[
             task_pb2.ClassAgreement(class_name=one.class_name, iou=one.iou) for one in agreement
         ],

@@ -69,7 +69,7 @@ class TaskCommitter:
         limited = list(judged)[: self._leave_one_out_limit]
         report = TaskReport(
             header=record.header,
-            supports=summaries(record),
+            supports=tuple(map(SupportSummary.of, record.supports, shot_set.without_pixels)),
             family=family.name,
             guidance_bytes=distilled.nbytes,
             leave_one_out=await self._judge.judge(

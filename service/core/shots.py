@@ -67,6 +67,16 @@ class ShotSet:
     missing: tuple[str, ...]
     images: Mapping[str, SourceImage] = field(default_factory=dict)
 
+    @property
+    def without_pixels(self) -> list[tuple[str, ...]]:
+        """Of each shot, the classes that it is annotated for and shows no pixel of."""
+        missing = []
+        for support, shot in zip(self.supports, self.shots, strict=True):
+            shown = {shot.key.classes[way - 1] for way in shot.ways}
+            named = support.annotation.shot_classes
+            missing.append(tuple(name for name in named if name not in shown))
+        return missing
+
     def only(self, kept: Collection[int]) -> ShotSet:
         """Some shots; what is missing and the background stay those of the whole set."""
         return replace(

@@ -288,15 +288,25 @@ class ClassAgreement:
 
 @dataclass(frozen=True, slots=True)
 class SupportSummary:
-    """A support as an answer shows it: its pixels and marks stay in the store."""
+    """A support as an answer shows it: its pixels and marks stay in the store.
+
+    Attributes:
+        support_id: Unique in the task.
+        image_size: Of the image.
+        shot_classes: See ``Annotation``.
+        mark_count: Of its annotation.
+        classes_without_pixels: Those of the shot classes of which the network gets no pixel;
+            known when a task changes.
+    """
 
     support_id: str
     image_size: Size
     shot_classes: tuple[str, ...]
     mark_count: int
+    classes_without_pixels: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, support: Support) -> SupportSummary:
+    def of(cls, support: Support, classes_without_pixels: tuple[str, ...] = ()) -> SupportSummary:
         """The summary of a support."""
         annotation = support.annotation
         return cls(
@@ -304,6 +314,7 @@ class SupportSummary:
             support.image_size,
             annotation.shot_classes,
             len(annotation.marks),
+            classes_without_pixels,
         )
 
 

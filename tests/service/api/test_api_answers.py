@@ -75,7 +75,7 @@ def test_a_task_says_how_its_shots_become_one_answer():
 def test_a_task_is_shown_with_its_supports():
     report = TaskReport(
         header(expire_time=MOMENT),
-        (SupportSummary("a", Size(4, 6), ("leaf",), 2),),
+        (SupportSummary("a", Size(4, 6), ("leaf", "rust"), 2, ("rust",)),),
         "compact-1f2e3d4c",
         2048,
         {"a": (ClassAgreement("leaf", 0.5),)},
@@ -90,7 +90,8 @@ def test_a_task_is_shown_with_its_supports():
     assert task.expire_time.ToDatetime(tzinfo=UTC) == MOMENT
     shown = task.supports[0]
     assert (shown.support_id, shown.height, shown.width, shown.mark_count) == ("a", 4, 6, 2)
-    assert list(shown.shot_classes) == ["leaf"]
+    assert list(shown.shot_classes) == ["leaf", "rust"]
+    assert list(shown.classes_without_pixels) == ["rust"]
     assert [(one.class_name, one.iou) for one in shown.leave_one_out] == [("leaf", 0.5)]
 
 

@@ -71,7 +71,7 @@ headers = st.builds(
 reports = st.builds(
     TaskReport,
     headers,
-    st.lists(supports.map(SupportSummary.of), max_size=3).map(tuple),
+    st.lists(st.builds(SupportSummary.of, supports, name_lists), max_size=3).map(tuple),
     names,
     st.integers(0, 2**40),
     st.dictionaries(

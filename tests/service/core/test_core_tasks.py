@@ -28,6 +28,7 @@ from service.core.gateway import Gateway
 from service.core.limits import Limits
 from service.core.ports import RememberedRequest
 from service.core.types import (
+    BACKGROUND,
     AnnotationInput,
     BackgroundEvidence,
     Mark,
@@ -171,6 +172,33 @@ async def test_a_class_that_no_other_support_shows_is_not_judged(gateway: Gatewa
         red_registration(classes=("red", "blue"), supports=(red_support("r"), blue)), Call()
     )
     assert report.leave_one_out == {}
+
+
+async def test_a_shot_that_shows_nothing_of_a_class_is_named(gateway: Gateway) -> None:
+    """Red is covered by a later mark; blue is lost where 128 pixels become 64."""
+    boxes = {1: (16, 16, 64, 64), 2: (80, 80, 120, 120)}
+    image = source(scene((RED, boxes[1]), (BLUE, boxes[2]), side=128))
+    classes = {1: "red", 2: "blue"}
+    whole, dot = np.zeros((2, 128, 128), np.uint8)
+    for number, (x_min, y_min, x_max, y_max) in boxes.items():
+        whole[y_min:y_max, x_min:x_max] = number
+    dot[16:64, 16:64], dot[100, 100] = 1, 2
+    dotted = dense(dot, classes)
+    covered = replace(dotted, marks=(*dotted.marks, box_mark(BACKGROUND, boxes[1])))
+    supports = (
+        SupportInput("good", image, dense(whole, classes)),
+        SupportInput("bad", image, covered),
+    )
+    report = await gateway.tasks.register(
+        red_registration(classes=("red", "blue"), supports=supports), Call()
+    )
+    assert [support.shot_classes for support in report.supports] == [("red", "blue")] * 2
+    told = [support.classes_without_pixels for support in report.supports]
+    assert told == [(), ("red", "blue")]
+    report = await gateway.tasks.annotate_support(
+        TASK, "bad", dotted, extend=False, etag="", request_id="", call=Call()
+    )
+    assert report.supports[1].classes_without_pixels == ("blue",)
 
 
 async def test_ways_compete_and_keep_the_order_of_the_classes(gateway: Gateway) -> None:
