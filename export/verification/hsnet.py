@@ -16,7 +16,7 @@ from export.goldens import Golden, read_model_keys, seeded_checkpoint
 from export.hsnet_family import hsnet_checkpoint, hsnet_family
 from export.methods.hsnet.graphs import HsnetDecode, HsnetFeatures, Level
 from export.verification.comparing import HALF_PRECISION, sigmoid, worst
-from export.verification.driver import EMBEDDED, INPUT, Application, Gateway, verify
+from export.verification.driver import EMBEDDED, INPUT, Application, Gateway, Method, verify
 from export.verification.episode import network_image
 from export.verification.measures import Measure
 from export.verification.scores import resized
@@ -53,7 +53,7 @@ def verify_hsnet(
     repository: Path | None = None,
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
-    return verify(_Hsnet(), goldens, names=names, gateway=gateway, repository=repository)
+    return verify(HSNET, goldens, names=names, gateway=gateway, repository=repository)
 
 
 class _Hsnet:
@@ -134,6 +134,9 @@ class _Hsnet:
         # A logistic function passes on a quarter of a margin's error.
         allowed = SCORE_TOLERANCE / 4 + HALF_PRECISION
         yield Measure(golden.name, stage, "probabilities", error, allowed)
+
+
+HSNET: Method = _Hsnet()
 
 
 def _measure_taps(golden: Golden, levels: Sequence[Level], outcome: Outcome, stage: str) -> Measure:

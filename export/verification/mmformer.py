@@ -25,7 +25,7 @@ from export.methods.mmformer.network import LEVELS, Variant
 from export.mmformer_family import mmformer_family
 from export.mmformer_source import mmformer_checkpoint
 from export.verification.comparing import HALF_PRECISION, sigmoid, worst
-from export.verification.driver import EMBEDDED, INPUT, TORCH, Application, Gateway, verify
+from export.verification.driver import EMBEDDED, INPUT, TORCH, Application, Gateway, Method, verify
 from export.verification.episode import network_image
 from export.verification.measures import Measure
 from export.verification.scores import resized
@@ -66,7 +66,7 @@ def verify_mmformer(
     repository: Path | None = None,
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
-    return verify(_Mmformer(), goldens, names=names, gateway=gateway, repository=repository)
+    return verify(MMFORMER, goldens, names=names, gateway=gateway, repository=repository)
 
 
 class _Mmformer:
@@ -138,6 +138,9 @@ class _Mmformer:
     ) -> Iterator[Measure]:
         yield from _scores(golden, stage, probabilities[0].astype(np.float32), bounded=True)
         yield _mask(golden, stage, mask)
+
+
+MMFORMER: Method = _Mmformer()
 
 
 def _maps(golden: Golden, outcome: Outcome) -> Iterator[tuple[str, float, float]]:

@@ -17,12 +17,11 @@ from export.methods.pfenet import PfenetFeatures, PfenetGuide
 from export.methods.prior import mean_prior
 from export.pfenet_family import pfenet_checkpoint, pfenet_family
 from export.verification.comparing import worst
-from export.verification.driver import EMBEDDED, INPUT, TORCH, Application, Gateway, verify
+from export.verification.driver import EMBEDDED, INPUT, TORCH, Application, Gateway, Method, verify
 from export.verification.letterbox import canvas_image, canvas_mask, original_logits
 from export.verification.measures import Measure
 from export.verification.scores import GoldenScores, decide, resized
-from export.verification.stored import TorchFamily
-from export.verification.task import Episode, Outcome, run_episode
+from export.verification.task import Episode, Outcome
 
 Array = NDArray[Any]
 
@@ -50,22 +49,7 @@ def verify_pfenet(
     repository: Path | None = None,
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
-    return verify(_Pfenet(), goldens, names=names, gateway=gateway, repository=repository)
-
-
-def measure_torch(golden: Golden, goldens: Path, folder: Path) -> Iterator[Measure]:
-    """Compares one case in torch alone, without exporting it.
-
-    Args:
-        golden: The case.
-        goldens: Folder that it is from.
-        folder: Where its checkpoint is written.
-    """
-    method = _Pfenet()
-    family = method.export(golden, goldens, folder)
-    yield from method.compare_input(golden, family)
-    outcome = run_episode(method.episode(golden), family, TorchFamily(family).run)
-    yield from method.compare(golden, family, outcome, TORCH)
+    return verify(PFENET, goldens, names=names, gateway=gateway, repository=repository)
 
 
 class _Pfenet:
@@ -121,6 +105,9 @@ class _Pfenet:
         self, golden: Golden, mask: Array, probabilities: Array, stage: str
     ) -> Iterator[Measure]:
         yield from measure_served(golden, mask, probabilities, stage)
+
+
+PFENET: Method = _Pfenet()
 
 
 def save_checkpoint(golden: Golden, goldens: Path, model: str, path: Path) -> None:

@@ -26,7 +26,15 @@ from export.methods.revolver import (
 from export.revolver_family import revolver_family
 from export.revolver_source import revolver_checkpoint
 from export.verification.comparing import map_error, relative, worst
-from export.verification.driver import EMBEDDED, INPUT, UNKNOWN, Application, Gateway, verify
+from export.verification.driver import (
+    EMBEDDED,
+    INPUT,
+    UNKNOWN,
+    Application,
+    Gateway,
+    Method,
+    verify,
+)
 from export.verification.measures import Measure
 from export.verification.scores import GoldenScores, decide
 from export.verification.task import Episode, Outcome
@@ -53,7 +61,7 @@ def verify_revolver(
     repository: Path | None = None,
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
-    return verify(_Revolver(), goldens, names=names, gateway=gateway, repository=repository)
+    return verify(REVOLVER, goldens, names=names, gateway=gateway, repository=repository)
 
 
 class _Revolver:
@@ -119,6 +127,9 @@ class _Revolver:
         scores = _scores(golden)
         yield scores.measure_mask(stage, mask, golden.arrays["pred"])
         yield scores.measure_probabilities(stage, probabilities)
+
+
+REVOLVER: Method = _Revolver()
 
 
 def official_checkpoint(goldens: Path, model: str, seed: int) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from export.methods.scl_canet import (
 )
 from export.scl_canet_family import scl_canet_checkpoint, scl_canet_family
 from export.verification.comparing import HALF_PRECISION, relative, sigmoid, worst
-from export.verification.driver import EMBEDDED, INPUT, TORCH, Application, Gateway, verify
+from export.verification.driver import EMBEDDED, INPUT, TORCH, Application, Gateway, Method, verify
 from export.verification.measures import Measure
 from export.verification.scl import cases_of, scl_checkpoint
 from export.verification.scores import resized
@@ -53,7 +53,7 @@ def verify_scl_canet(
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
     cases = cases_of(goldens, "sclca_", names)
-    return verify(_SclCanet(), goldens, names=cases, gateway=gateway, repository=repository)
+    return verify(SCL_CANET, goldens, names=cases, gateway=gateway, repository=repository)
 
 
 class _SclCanet:
@@ -137,6 +137,9 @@ class _SclCanet:
         error = worst(found.astype(np.float64), sigmoid(wanted))
         allowed = FEATURE_TOLERANCE * _largest(golden) / 2 + HALF_PRECISION
         yield Measure(golden.name, stage, "probabilities", error, allowed)
+
+
+SCL_CANET: Method = _SclCanet()
 
 
 def _measure_support(golden: Golden, family: Family) -> Measure:

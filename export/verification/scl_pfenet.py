@@ -16,7 +16,7 @@ from export.goldens import Golden, read_model_keys
 from export.methods.pfenet import PfenetFeatures
 from export.scl_pfenet_family import scl_pfenet_checkpoint, scl_pfenet_family
 from export.verification.comparing import relative, worst
-from export.verification.driver import EMBEDDED, Application, Gateway, verify
+from export.verification.driver import EMBEDDED, Application, Gateway, Method, verify
 from export.verification.measures import Measure
 from export.verification.pfenet import (
     compare_canvas,
@@ -46,7 +46,7 @@ def verify_scl_pfenet(
 ) -> Iterator[Measure]:
     """Compares torch, exported graphs and gateway with golden cases; see `driver.verify`."""
     cases = cases_of(goldens, "sclpfe_", names)
-    return verify(_SclPfenet(), goldens, names=cases, gateway=gateway, repository=repository)
+    return verify(SCL_PFENET, goldens, names=cases, gateway=gateway, repository=repository)
 
 
 class _SclPfenet:
@@ -100,6 +100,9 @@ class _SclPfenet:
         self, golden: Golden, mask: Array, probabilities: Array, stage: str
     ) -> Iterator[Measure]:
         yield from measure_served(_with_scores(golden), mask, probabilities, stage)
+
+
+SCL_PFENET: Method = _SclPfenet()
 
 
 def _with_scores(golden: Golden) -> Golden:

@@ -6,39 +6,41 @@ from pathlib import Path
 
 import pytest
 
-from export.goldens import read_goldens
-from export.verification.driver import EMBEDDED, TORCH
+from export.goldens import case_names
+from export.verification.driver import EMBEDDED, measure_torch
 from export.verification.measures import Measure
-from export.verification.pfenet import measure_torch, verify_pfenet
+from export.verification.pfenet import PFENET, verify_pfenet
 
 #: Exports take a minute on a quiet machine, and several on a busy one.
 pytestmark = pytest.mark.timeout(900)
 
 GOLDENS = Path(__file__).parent / "goldens" / "pfenet"
-EXPORTED = "vgg16_s129_5shot"
+
+#: Cases that go through graphs and the service, too.
+EXPORTED = ["vgg16_s129_5shot", "r50_s129_fracbins_1shot"]
 
 
 @pytest.fixture(scope="module")
 def measures() -> list[Measure]:
-    return list(verify_pfenet(GOLDENS, names=[EXPORTED]))
+    return list(verify_pfenet(GOLDENS, names=EXPORTED))
 
 
 @pytest.mark.parametrize("stage", ["input", "torch", "onnxruntime", "ensembles as graphs"])
 def test_every_number_is_that_of_the_official_code(measures, stage):
     found = [measure for measure in measures if measure.stage == stage]
-    assert {measure.case for measure in found} == {EXPORTED}
+    assert {measure.case for measure in found} == set(EXPORTED)
     assert [measure for measure in found if not measure.passed] == []
 
 
 def test_an_application_gets_the_official_mask(measures):
     found = [measure for measure in measures if measure.stage == EMBEDDED.stage]
-    assert len(found) == 2
+    assert len(found) == 2 * len(EXPORTED)
     assert [measure for measure in found if not measure.passed] == []
 
 
-def test_a_resnet_computes_the_official_numbers(tmp_path):
-    """In torch alone: its graphs take as long to export as those above."""
-    (golden,) = read_goldens(GOLDENS, ["r50_s113_1shot"])
-    found = list(measure_torch(golden, GOLDENS, tmp_path))
-    assert {measure.stage for measure in found} == {"input", TORCH}
+@pytest.mark.parametrize("name", sorted(set(case_names(GOLDENS)) - set(EXPORTED)))
+def test_the_network_computes_the_official_numbers(name):
+    """In torch alone: their graphs are made by the same code."""
+    found = list(measure_torch(PFENET, GOLDENS, name))
+    assert {measure.stage for measure in found} == {"input", "torch"}
     assert [measure for measure in found if not measure.passed] == []
