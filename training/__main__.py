@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line of the recipe: `python -m training pack | distill | episodes | read | figures`."""
+"""Command line of the recipe: `python -m training pack | distill | episodes | read | ...`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from export.methods.compact import CompactModel
-from training import distill, episodes, evaluate, figures, folds, pack
+from fewseg.evaluation import AnnotatedFolder
+from training import distill, episodes, evaluate, figures, floors, folds, pack, speed
 
 
 def _stage(
@@ -70,6 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     reading.add_argument("--fold", type=int, choices=range(folds.FOLDS), help="only its classes")
     reading.add_argument("--size", type=int, default=320)
     reading.add_argument("--device", default="cpu", help="cpu or cuda")
+    below = commands.add_parser("floors", help="score a set without a few-shot network")
+    below.add_argument("--data", type=Path, required=True, help="folder of one annotated set")
+    below.add_argument("--shots", type=int, nargs="+", default=[1, 5])
+    below.add_argument("--teacher", type=Path, help="archive: prototypes on its features as well")
+    timing = commands.add_parser("speed", help="time the served graphs beside the teacher's trunk")
+    timing.add_argument("--repository", type=Path, default=Path("model_repository"))
+    timing.add_argument("--teacher", type=Path, required=True, help="archive of its weights")
+    timing.add_argument("--rounds", type=int, default=60)
     drawing = commands.add_parser("figures", help="draw learning curves and results")
     drawing.add_argument("--curves", type=Path, nargs="+", default=[], help="<stage>.json")
     drawing.add_argument(
@@ -94,6 +103,18 @@ def _read(options: dict[str, Any]) -> None:
     print(json.dumps(found, indent=2))
 
 
+def _floors(options: dict[str, Any]) -> None:
+    source = AnnotatedFolder(options["data"])
+    print(json.dumps(floors.read_floors(source, options["shots"], options["teacher"]), indent=2))
+
+
+def _speed(options: dict[str, Any]) -> None:
+    trunk = speed.teacher_graph(options["teacher"])
+    for threads in (1, 2):
+        found = speed.measure(options["repository"], trunk, threads, options["rounds"])
+        print(json.dumps({"threads": threads, **found}))
+
+
 def main() -> None:
     """Runs the command that the arguments name."""
     options = vars(_parser().parse_args())
@@ -109,6 +130,10 @@ def main() -> None:
         episodes.train(episodes.EpisodeSettings(**options))
     elif command == "read":
         _read(options)
+    elif command == "floors":
+        _floors(options)
+    elif command == "speed":
+        _speed(options)
     elif command == "figures":
         figures.draw_curves(options["curves"], options["out"])
         if options["scores"]:
