@@ -12,7 +12,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from export.errors import GoldenError
 
 Array = NDArray[Any]
+
+_PART = 1 << 20
+"""Values that are drawn at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,19 +159,28 @@ def seeded_tensor(key: str, shape: Sequence[int], seed: int) -> torch.Tensor:
     random = np.random.default_rng([zlib.crc32(key.encode()), seed])
     if last == "num_batches_tracked":
         return torch.zeros(tuple(shape), dtype=torch.int64)
+    scale = 1.0
     if last == "running_mean" or last == "bias" or last.endswith("_bias"):
-        values = random.standard_normal(shape) * 0.05
-    elif last == "running_var":
-        values = random.uniform(0.8, 1.2, shape)
-    elif last == "weight" or last.endswith("_weight"):
-        # He's initialisation for kernels; scales of norms lie around one.
-        if len(shape) > 1:
-            values = random.standard_normal(shape) * np.sqrt(2.0 / max(int(np.prod(shape[1:])), 1))
-        else:
-            values = random.uniform(0.8, 1.2, shape)
-    else:
-        values = random.standard_normal(shape)
-    return torch.from_numpy(np.asarray(values, np.float32))
+        scale = 0.05
+    elif last == "running_var" or (_is_weight(last) and len(shape) < 2):
+        return _drawn(lambda count: random.uniform(0.8, 1.2, count), shape)
+    elif _is_weight(last):
+        # He's initialisation of kernels.
+        scale = float(np.sqrt(2.0 / max(int(np.prod(shape[1:])), 1)))
+    return _drawn(random.standard_normal, shape, scale)
+
+
+def _is_weight(last: str) -> bool:
+    return last == "weight" or last.endswith("_weight")
+
+
+def _drawn(draw: Callable[[int], Array], shape: Sequence[int], scale: float = 1.0) -> torch.Tensor:
+    """Draws float32 values part by part: in doubles, a layer of VGG-16 takes 0.8 GB."""
+    values = np.empty(int(np.prod(shape)), np.float32)
+    for start in range(0, values.size, _PART):
+        part = values[start : start + _PART]
+        part[:] = draw(part.size) * scale
+    return torch.from_numpy(values.reshape(tuple(shape)))
 
 
 def seeded_checkpoint(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, torch.Tensor]:

@@ -63,11 +63,8 @@ class _Hsnet:
         return golden.facts["weight_seed"], golden.facts["backbone"], golden.facts["size"]
 
     def export(self, golden: Golden, goldens: Path, folder: Path) -> Family:
-        keys = read_model_keys(goldens, golden.facts["backbone"])
-        shapes = {key: entry.shape for key, entry in keys.items()}
-        tensors = seeded_checkpoint(shapes, golden.facts["weight_seed"])
         checkpoint = folder / "best_model.pt"
-        torch.save({f"module.{key}": value for key, value in tensors.items()}, checkpoint)
+        _save_checkpoint(golden, goldens, checkpoint)
         return hsnet_family(
             alias="hsnet", network=hsnet_checkpoint(checkpoint), size=_size(golden), provenance={}
         )
@@ -137,6 +134,14 @@ class _Hsnet:
 
 
 HSNET: Method = _Hsnet()
+
+
+def _save_checkpoint(golden: Golden, goldens: Path, path: Path) -> None:
+    """Saves the seeded weights of a case as official training does."""
+    keys = read_model_keys(goldens, golden.facts["backbone"])
+    shapes = {key: entry.shape for key, entry in keys.items()}
+    tensors = seeded_checkpoint(shapes, golden.facts["weight_seed"])
+    torch.save({f"module.{key}": value for key, value in tensors.items()}, path)
 
 
 def _measure_taps(golden: Golden, levels: Sequence[Level], outcome: Outcome, stage: str) -> Measure:
