@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 import numpy as np
-from google.protobuf import message
+from google.protobuf import duration_pb2, message
 from numpy.typing import NDArray
 
 from fewseg.v1 import model_service_pb2 as model_pb2
@@ -16,7 +16,7 @@ from fewseg.v1 import types_pb2
 from service.core.errors import OutOfLimitsError
 from service.core.family import ModelFamily
 from service.core.limits import Limits
-from service.core.timing import Stage, StageClock
+from service.core.timing import StageClock
 from service.core.types import (
     BackgroundEvidence,
     ClassAgreement,
@@ -112,7 +112,7 @@ async def write_segmentation(
     if result.probabilities is not None:
         # Megabytes: between two copies of them other calls have their turn.
         await asyncio.to_thread(_write_probabilities, answer.probabilities, result.probabilities)
-    answer.timings.CopyFrom(timings(clock))
+    _write_timings(answer.timings, clock)
 
 
 def _write_probabilities(
@@ -154,11 +154,18 @@ def _class_result(result: ClassResult) -> types_pb2.ClassResult:
 def timings(clock: StageClock) -> types_pb2.Timings:
     """Shows where the time of a call went; a stage that did not run is unset."""
     answer = types_pb2.Timings()
-    for stage in Stage:
-        if stage in clock.seconds:
-            getattr(answer, stage.value).FromNanoseconds(round(clock.seconds[stage] * 1e9))
-    answer.total.FromNanoseconds(round(clock.total() * 1e9))
+    _write_timings(answer, clock)
     return answer
+
+
+def _write_timings(answer: types_pb2.Timings, clock: StageClock) -> None:
+    for stage, seconds in clock.seconds.items():
+        _write_duration(getattr(answer, stage), seconds)
+    _write_duration(answer.total, clock.total())
+
+
+def _write_duration(answer: duration_pb2.Duration, seconds: float) -> None:
+    answer.seconds, answer.nanos = divmod(round(seconds * 1e9), 1_000_000_000)
 
 
 def model(family: ModelFamily, *, default: bool) -> model_pb2.Model:

@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from service.core.ports import Telemetry
 
@@ -30,11 +30,11 @@ ENTRY_OVERHEAD = 1024
 
 @dataclass(slots=True)
 class _Flight(Generic[Value]):
-    """A build under way, how many callers wait for it, and who is told when one more does."""
+    """A value that is being made, by what, and how many callers have need of it."""
 
-    task: asyncio.Task[Value]
+    build: Callable[[], Awaitable[Value]]
     waiters: int = 0
-    joined: Callable[[], None] | None = None
+    task: asyncio.Task[Value] | None = None
 
 
 class ByteBudgetCache(Generic[Key, Value]):
@@ -98,37 +98,32 @@ class ByteBudgetCache(Generic[Key, Value]):
         flight = self._flights.get(key) or self._depart(key, build)
         return await self._await(key, flight, detached), False
 
-    def begin(
-        self, key: Key, build: Callable[[], Awaitable[Value]], joined: Callable[[], None]
-    ) -> Callable[[], None]:
-        """Begins to build a value that is neither held nor being built.
+    def promise(self, key: Key, build: Callable[[], Awaitable[Value]]) -> Callable[[], None]:
+        """Tells of a value, neither held nor being made, that its caller is about to ``put``.
 
         Args:
-            key: What is built.
-            build: Makes it.
-            joined: Called whenever somebody begins to wait for it.
+            key: What is being made.
+            build: Waits for it, on behalf of those who ask for it before it is there; begins
+                with the first of them.
 
         Returns:
-            To be called once, by a caller who has no more need of the value: as that of ``get``
-            when it gives up.
+            To be called once, when the value was put, or will not be.
         """
         self._telemetry.cache_miss(self._name)
         flight = self._depart(key, build)
         flight.waiters += 1
-        flight.joined = joined
         return lambda: self._leave(key, flight, detached=False)
 
     def _depart(self, key: Key, build: Callable[[], Awaitable[Value]]) -> _Flight[Value]:
-        flight = _Flight(asyncio.ensure_future(self._build(key, build)))
-        # Nobody may be left to hear of a failure.
-        flight.task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        self._flights[key] = flight
+        flight = self._flights[key] = _Flight(build)
         return flight
 
     async def _await(self, key: Key, flight: _Flight[Value], detached: bool) -> Value:
         flight.waiters += 1
-        if flight.joined is not None:
-            flight.joined()
+        if flight.task is None:
+            flight.task = asyncio.ensure_future(self._build(key, flight))
+            # Nobody may be left to hear of a failure.
+            flight.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             return await asyncio.shield(flight.task)
         finally:
@@ -136,22 +131,22 @@ class ByteBudgetCache(Generic[Key, Value]):
 
     def _leave(self, key: Key, flight: _Flight[Value], detached: bool) -> None:
         flight.waiters -= 1
-        if flight.waiters == 0 and not detached and not flight.task.done():
+        if flight.waiters == 0 and not detached:
             # Whoever comes next must begin anew, not join what is ending.
-            self._land(key, flight.task)
-            flight.task.cancel()
+            self._land(key, flight)
+            if flight.task is not None:
+                flight.task.cancel()
 
-    async def _build(self, key: Key, build: Callable[[], Awaitable[Value]]) -> Value:
+    async def _build(self, key: Key, flight: _Flight[Value]) -> Value:
         try:
-            value = await build()
+            value = await flight.build()
             self.put(key, value)
             return value
         finally:
-            self._land(key, asyncio.current_task())
+            self._land(key, flight)
 
-    def _land(self, key: Key, task: asyncio.Task[Any] | None) -> None:
-        flight = self._flights.get(key)
-        if flight is not None and flight.task is task:
+    def _land(self, key: Key, flight: _Flight[Value]) -> None:
+        if self._flights.get(key) is flight:
             del self._flights[key]
 
     def put(self, key: Key, value: Value) -> None:
@@ -187,7 +182,7 @@ class ByteBudgetCache(Generic[Key, Value]):
 
     async def close(self) -> None:
         """Cancels builds under way and lets every value go."""
-        flights = [flight.task for flight in self._flights.values()]
+        flights = [flight.task for flight in self._flights.values() if flight.task is not None]
         for task in flights:
             task.cancel()
         await asyncio.gather(*flights, return_exceptions=True)

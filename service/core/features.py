@@ -150,9 +150,6 @@ class ImageFeatures:
         loop = asyncio.get_running_loop()
         made: asyncio.Future[FeatureMaps | None] = loop.create_future()
 
-        async def build() -> FeatureMaps:
-            return await made or await self._made(family, image, call.detached())
-
         # Waking the event loop while ``decode`` fills the cores costs milliseconds, so it is
         # woken only for somebody who waits. Each side writes its own mark before it reads the
         # other's, so that one of them sees both.
@@ -164,14 +161,15 @@ class ImageFeatures:
             if waited_for:
                 loop.call_soon_threadsafe(_settle, made, told[0])
 
-        def joined() -> None:
+        async def wait() -> FeatureMaps:
             nonlocal waited_for
             waited_for = True
             if told:
                 _settle(made, told[0])
+            return await made or await self._made(family, image, call.detached())
 
         key = FeatureKey(family.name, image.digest, GraphRole.FEATURES)
-        leave = self._cache.begin(key, build, joined)
+        leave = self._cache.promise(key, wait)
         try:
             return await answer(tell)
         finally:

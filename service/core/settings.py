@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from service.core.family import FeatureReuse
+from service.core.workers import core_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class CoreSettings:
     guidance_bytes: int = 256 * 1024 * 1024
     feature_bytes: int = 256 * 1024 * 1024
     feature_reuse: FeatureReuse = FeatureReuse.ALWAYS
-    codec_threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    slots: int = field(default_factory=lambda: 2 * (os.cpu_count() or 1))
+    codec_threads: int = field(default_factory=core_count)
+    slots: int = field(default_factory=lambda: 2 * core_count())
     queue_seconds: float = 10.0
     rebuilds: int = 4
     default_model: str = ""

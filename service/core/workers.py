@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -20,6 +21,13 @@ Result = TypeVar("Result")
 
 
 _Outcome = tuple[Any, BaseException | None]
+
+
+def core_count() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(slots=True)
@@ -85,10 +93,16 @@ class WorkerThreads:
     def __init__(self, count: int, name: str) -> None:
         self._count = count
         self._name = name
+        self._under_way = 0
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
         self._closed = False
+
+    @property
+    def under_way(self) -> int:
+        """Functions that run, or wait for a thread."""
+        return self._under_way
 
     async def run(
         self,
@@ -108,9 +122,11 @@ class WorkerThreads:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         context = contextvars.copy_context()
         self._put(_Work(future, context, partial(function, *args, **kwargs)))
+        self._under_way += 1
         try:
             return await future
         finally:
+            self._under_way -= 1
             # An error that passes here keeps this frame, and the future keeps the error.
             del future
 

@@ -22,7 +22,7 @@ from service.core.ports import (
     Telemetry,
     Tensors,
 )
-from service.core.workers import WorkerThreads
+from service.core.workers import WorkerThreads, core_count
 from service.engines.config_files import config_path
 from service.engines.feeds import (
     batch_of,
@@ -38,7 +38,7 @@ from service.engines.feeds import (
     taken,
 )
 from service.engines.loading import LoadedFamily, Runnable, load_family, read_repository
-from service.engines.sessions import Run, StoppedError, check_providers, core_count
+from service.engines.sessions import Run, StoppedError, check_providers
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -96,7 +96,6 @@ class EmbeddedEngine:
         self._loading = asyncio.Lock()
         self._closed = False
         self._cores = core_count()
-        self._visits = 0
         self._threads_of_graphs = WorkerThreads(workers or max(2, self._cores), "fewseg-graph")
 
     @property
@@ -201,20 +200,18 @@ class EmbeddedEngine:
         run = Run(self._crowded, on_graph)
         features = self._model(family, GraphRole.FEATURES).outputs
         visit = _Visit(model, features, prepare, finish, kept, run, deadline)
-        self._visits += 1
         try:
             async with asyncio.timeout(remaining):
                 return await self._threads_of_graphs.run(visit)
         except TimeoutError:
             raise deadline_exceeded() from None
         finally:
-            self._visits -= 1
             run.stop()
             for ran in run.ran:
                 self._telemetry.graph_run(ran)
 
     def _crowded(self) -> bool:
-        return self._visits >= self._cores
+        return self._threads_of_graphs.under_way >= self._cores
 
     async def put_guidance(self, family: str, tensors: Tensors) -> GuidanceHandle:
         """Keeps the guidance of one task in memory; read-only arrays are kept without a copy.

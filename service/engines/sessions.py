@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from service.core.errors import RepositoryError
 from service.core.family import GraphRole
 from service.core.ports import OnGraph
+from service.core.workers import core_count
 from service.engines.config_files import ModelConfig, TensorSpec, config_path, tensor_specs
 
 # The runtime reads this when it is first imported: its telemetry writes under the user's cache.
@@ -144,13 +145,6 @@ def session_options(threads: int) -> Any:
     # features took 25 ms without spinning and 87 ms with it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
-
-
-def core_count() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def open_graph(
