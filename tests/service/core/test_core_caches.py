@@ -134,6 +134,40 @@ async def test_a_caller_that_comes_while_a_build_is_given_up_begins_anew() -> No
     assert cache.peek("a") == Blob(2)
 
 
+async def test_a_promised_value_is_waited_for_only_when_somebody_asks() -> None:
+    cache, telemetry = cache_of(4096)
+    made: asyncio.Future[Blob] = asyncio.get_running_loop().create_future()
+    asked = []
+
+    async def wait() -> Blob:
+        asked.append("asked")
+        return await made
+
+    async def never() -> Blob:
+        raise AssertionError("it is being made already")
+
+    leave = cache.promise("a", wait)
+    await asyncio.sleep(0)
+    assert cache.expects("a")
+    assert not asked
+
+    callers = [asyncio.create_task(cache.get("a", never)) for _ in range(2)]
+    await asyncio.sleep(0)
+    made.set_result(Blob(1))
+    assert [await caller for caller in callers] == [(Blob(1), False)] * 2
+    leave()
+    assert asked == ["asked"]
+    assert await cache.get("a", never) == (Blob(1), True)
+    assert telemetry.caches["blobs", "miss"] == 3
+
+
+async def test_a_promise_that_is_not_kept_leaves_nothing_behind() -> None:
+    cache, _ = cache_of(4096)
+    cache.promise("a", lambda: make(Blob(1)))()
+    assert not cache.expects("a")
+    assert await cache.get("a", lambda: make(Blob(2))) == (Blob(2), False)
+
+
 async def test_close_cancels_builds_and_empties_the_cache() -> None:
     cache, _ = cache_of(10**6)
     cache.put("kept", Blob(1))

@@ -3,11 +3,13 @@
 import asyncio
 import contextvars
 import gc
+import os
 import threading
 import weakref
 
 import pytest
 
+from service.core.settings import CoreSettings
 from service.core.stopping import StoppedError, checkpoint
 from service.core.workers import WorkerThreads
 
@@ -20,6 +22,13 @@ def threads():
     threads = WorkerThreads(1, NAME)
     yield threads
     threads.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="every core may be used here")
+def test_a_process_that_is_bound_to_some_cores_counts_these_alone(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 8})
+    settings = CoreSettings()
+    assert (settings.codec_threads, settings.slots) == (3, 6)
 
 
 async def test_what_a_function_returns_or_raises_reaches_its_caller(threads):
