@@ -21,6 +21,7 @@ from export.derived_commands import add_commands as add_derived_commands
 from export.enriched_commands import add_commands as add_enriched_commands
 from export.errors import ExportError
 from export.family import Family
+from export.methods.revolver import ShotMean
 from export.mixture_commands import add_commands as add_mixture_commands
 from export.options import (
     NATIVE_PIXELS,
@@ -125,6 +126,14 @@ def panet(
 def revolver(
     out: Out,
     checkpoint: Checkpoint,
+    mean: Annotated[
+        ShotMean,
+        typer.Option(
+            help="Over which shots the vectors of cofeat-late-lite-unshared are averaged. all: a "
+            "shot that lacks an annotation counts as zero, as in the code. annotating: the others, "
+            "as in the paper and in the other models."
+        ),
+    ] = ShotMean.ALL,
     name: Annotated[str, typer.Option(help="What tasks call the model.")] = "revolver",
     max_pixels: MaxPixels = NATIVE_PIXELS,
     max_batch: MaxBatch = 8,
@@ -139,6 +148,7 @@ def revolver(
             network=source.network,
             provenance=source.provenance,
             max_pixels=max_pixels,
+            mean=mean,
             max_batch=max_batch,
         )
         _write(family, out, force=force, prune=prune)

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
+from export.errors import ExportError
 from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.methods.revolver import (
     STRIDE,
+    AnnotatingDecode,
+    AnnotatingGuide,
     GuidedDecode,
     GuidedFeatures,
     GuidedNetwork,
     GuidedQuery,
     SharedGuide,
+    ShotMean,
     UnsharedGuide,
 )
 from export.methods.revolver_early import (
@@ -34,6 +39,12 @@ _GRID = (Free.ROWS, Free.COLUMNS)
 _IMAGE = TensorSpec("image", (*_SIZE, 3), "uint8")
 _PLANES = TensorSpec("planes", (Free.PLANES, *_SIZE))
 
+_WEIGHTS_OF: Mapping[ShotMean, Mapping[str, str]] = {
+    ShotMean.ALL: {"guidance": "weights"},
+    ShotMean.ANNOTATING: {"objects": "object_weights", "backgrounds": "background_weights"},
+}
+_DECODES = {ShotMean.ALL: GuidedDecode, ShotMean.ANNOTATING: AnnotatingDecode}
+
 POST_CHAIN = (
     {"op": "deconvolve", "factor": STRIDE},
     {"op": "crop", "target": "input"},
@@ -47,6 +58,7 @@ def revolver_family(
     network: GuidedNetwork | EarlyNetwork,
     provenance: Mapping[str, str],
     max_pixels: int,
+    mean: ShotMean = ShotMean.ALL,
     max_batch: int = 8,
 ) -> Family:
     """Splits a guided network into graphs.
@@ -56,18 +68,30 @@ def revolver_family(
         network: With its weights.
         provenance: For people.
         max_pixels: Most pixels of an image, which goes in at its own size.
+        mean: Over which shots an unshared head's vectors are averaged.
         max_batch: Most queries that run together.
 
     Returns:
         The family; its digest is that of the network's tensors and the settings.
+
+    Raises:
+        ExportError: The network's mean is over the shots that annotate anyway, and ANNOTATING is
+            asked for.
     """
+    unshared = isinstance(network, GuidedNetwork) and not network.model.shared
+    if mean is ShotMean.ANNOTATING and not unshared:
+        raise ExportError(
+            f"{model_name(network)} averages annotating shots anyway: leave out --mean annotating, "
+            "which is for cofeat-late-lite-unshared."
+        )
     digest = digest_of_tensors(trained_tensors(network))
     return Family(
         alias=alias,
-        serving=_serving(network, max_pixels),
-        graphs=_graphs(network),
+        serving=_serving(network, max_pixels, mean),
+        graphs=_graphs(network, mean),
         weights_digest=digest,
         max_batch=max_batch,
+        settings={"mean": mean.value} if unshared else {},
         provenance={
             "exporter": exporter_version(),
             "tensors_sha256": digest,
@@ -77,27 +101,34 @@ def revolver_family(
     )
 
 
-def _graphs(network: GuidedNetwork | EarlyNetwork) -> tuple[Graph, ...]:
+def _graphs(network: GuidedNetwork | EarlyNetwork, mean: ShotMean) -> tuple[Graph, ...]:
     if isinstance(network, GuidedNetwork):
-        return _late_graphs(network)
+        return _late_graphs(network, mean)
     return _early_graphs(network)
 
 
-def _late_graphs(network: GuidedNetwork) -> tuple[Graph, ...]:
+def _late_graphs(network: GuidedNetwork, mean: ShotMean) -> tuple[Graph, ...]:
     model = network.model
     rows = Free.PLANES if model.shared else Free.WAYS
     features = TensorSpec("features", (model.channels, *_GRID))
     projected = TensorSpec("projected", (model.hidden, *_GRID))
-    guidance = TensorSpec("guidance", (rows, model.hidden))
-    weights = TensorSpec("weights", (rows,))
     logits = TensorSpec("logits", (rows, 1, *_GRID))
-    guide = SharedGuide(network) if model.shared else UnsharedGuide(network)
+    guidance = [TensorSpec(name, (rows, model.hidden)) for name in _WEIGHTS_OF[mean]]
+    weights = [TensorSpec(name, (rows,)) for name in _WEIGHTS_OF[mean].values()]
+    made = chain.from_iterable(zip(guidance, weights, strict=True))
+    guide, decode = _guide(network, mean), _DECODES[mean](network.head)
     return (
         Graph("features", GuidedFeatures(network), (_IMAGE,), (features,)),
         Graph("query_features", GuidedQuery(network), (features,), (projected,)),
-        Graph("guide", guide, (features, _PLANES), (guidance, weights)),
-        Graph("decode", GuidedDecode(network.head), (projected, guidance), (logits,)),
+        Graph("guide", guide, (features, _PLANES), tuple(made)),
+        Graph("decode", decode, (projected, *guidance), (logits,)),
     )
+
+
+def _guide(network: GuidedNetwork, mean: ShotMean) -> SharedGuide | UnsharedGuide:
+    if network.model.shared:
+        return SharedGuide(network)
+    return AnnotatingGuide(network) if mean is ShotMean.ANNOTATING else UnsharedGuide(network)
 
 
 def _early_graphs(network: EarlyNetwork) -> tuple[Graph, ...]:
@@ -114,18 +145,17 @@ def _early_graphs(network: EarlyNetwork) -> tuple[Graph, ...]:
     )
 
 
-def _serving(network: GuidedNetwork | EarlyNetwork, max_pixels: int) -> Serving:
+def _serving(network: GuidedNetwork | EarlyNetwork, max_pixels: int, mean: ShotMean) -> Serving:
     shared = isinstance(network, GuidedNetwork) and network.model.shared
-    guidance = {
-        "name": "guidance",
-        "merge": "weighted_mean",
-        "ways": "background_and_ways" if shared else "ways",
-        "weight": "weights",
-    }
+    ways = "background_and_ways" if shared else "ways"
+    guidance = tuple(
+        {"name": name, "merge": "weighted_mean", "ways": ways, "weight": weight}
+        for name, weight in _WEIGHTS_OF[mean].items()
+    )
     return Serving(
         method="revolver",
         input_size=None,
-        guidance=(guidance,),
+        guidance=guidance,
         post_chain=POST_CHAIN,
         class_handling="multiway" if shared else "binary",
         # An annotation that is missing everywhere is nothing new: training has met it.

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,13 @@ WIDTHS = (64, 128, 256, 512, 512)
 """Channels of the five stages of VGG-16."""
 
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
+
+
+class ShotMean(StrEnum):
+    """Over which shots the vectors of an unshared head are averaged."""
+
+    ALL = "all"
+    ANNOTATING = "annotating"
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +339,32 @@ class UnsharedGuide(nn.Module):
         return weighted_cells(features, cells[:, 1:]), weighted_cells(features, rest_of(cells))
 
 
+class AnnotatingGuide(UnsharedGuide):
+    """`UnsharedGuide` with a mean of its own for the object and for its background.
+
+    Each runs over the shots that annotate it, as the shared models' means do and as the paper has
+    it; a shot that lacks an annotation does not shrink the vector.
+    """
+
+    def forward(self, features: Tensor, planes: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Computes the guidance of one shot.
+
+        Args:
+            features: float32 [batch, D, h, w].
+            planes: float32 [batch, 1 + ways, H, W] of 0 and 1; plane 0 is background.
+
+        Returns:
+            `objects` float32 [batch, ways, N] and `object_weights` float32 [batch, ways]: 1 where
+            the shot shows the way, else 0; `backgrounds` and `background_weights` likewise: 1
+            where the rest is annotated and the shot is one of the way's task.
+        """
+        objects, rest = self.vectors(features, planes)
+        marked = (planes.amax(dim=(2, 3)) > 0).float()
+        shown = marked[:, 1:]
+        others = (marked.sum(dim=1, keepdim=True) - shown > 0).float() * shots_of_ways(planes)
+        return objects @ self.foreground.T, shown, rest @ self.background.T, others
+
+
 class GuidedDecode(nn.Module):
     """The `decode` graph: what is left of the head once query and guidance are projected."""
 
@@ -357,6 +391,14 @@ class GuidedDecode(nn.Module):
         fused = torch.relu(projected.flatten(2)[:, None] + guidance.unsqueeze(3))
         scores = self.weight @ fused + self.bias
         return scores.reshape(*scores.shape[:3], *projected.shape[2:])
+
+
+class AnnotatingDecode(GuidedDecode):
+    """`GuidedDecode` for what `AnnotatingGuide` makes: object and background come apart."""
+
+    def forward(self, projected: Tensor, objects: Tensor, backgrounds: Tensor) -> Tensor:  # type: ignore[override]
+        """Scores every cell; `objects` and `backgrounds` are float32 [batch, ways, N]."""
+        return super().forward(projected, objects + backgrounds)
 
 
 def _shrinking_matrix(cells: int, pixels: int) -> Tensor:

@@ -109,6 +109,13 @@ def test_methods_are_exported_as_asked(tmp_path, method, model, options, expecte
         ("repri", "resnet50", ("--size", "97", "--updates", 50), {"updates": "50"}),
         ("mmformer", "v1", ("--size", "64", "--merge", "object"), {"merge": "object"}),
         ("cyctr", "", ("--token-labels", "own"), {"token_labels": "own"}),
+        ("revolver", "cofeat-late-lite-unshared", (), {"mean": "all"}),
+        (
+            "revolver",
+            "cofeat-late-lite-unshared",
+            ("--mean", "annotating"),
+            {"mean": "annotating"},
+        ),
     ],
 )
 def test_settings_of_the_graphs_are_in_the_provenance(tmp_path, method, model, options, expected):

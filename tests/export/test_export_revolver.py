@@ -7,16 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.errors import CheckpointError
+from export.errors import CheckpointError, ExportError
 from export.goldens import read_model_keys
 from export.methods.revolver import (
     AnnotatedCells,
+    AnnotatingDecode,
+    AnnotatingGuide,
     GuidedDecode,
     GuidedFeatures,
     GuidedModel,
     GuidedNetwork,
     GuidedQuery,
     SharedGuide,
+    ShotMean,
     UnsharedGuide,
     annotation_kernel,
     upsampling_kernel,
@@ -218,16 +221,20 @@ def test_the_split_head_gives_the_margin_of_the_tiled_one_where_each_way_is_a_ta
 
 
 @pytest.mark.parametrize(
-    ("marked", "shared", "unshared"),
+    ("marked", "shared", "unshared", "rest"),
     [
-        ((0, 1), [1, 1, 0], [1, 0]),
-        ((0,), [1, 0, 0], [1, 1]),
-        ((), [0, 0, 0], [1, 1]),
-        ((1, 2), [0, 1, 1], [1, 1]),
+        ((0, 1), [1, 1, 0], [1, 0], [1, 0]),
+        ((0,), [1, 0, 0], [1, 1], [1, 1]),
+        ((), [0, 0, 0], [1, 1], [0, 0]),
+        ((1,), [0, 1, 0], [1, 0], [0, 0]),
+        ((1, 2), [0, 1, 1], [1, 1], [1, 1]),
     ],
 )
-def test_shots_count_as_the_official_code_counts_them(marked, shared, unshared):
-    """Shared: those that annotate the channel. Unshared: all that are shots of the way's task."""
+def test_shots_count_as_the_official_code_counts_them(marked, shared, unshared, rest):
+    """Shared: those that annotate the channel. Unshared: all that are shots of the way's task.
+
+    Unless asked to leave out those of them that lack the annotation.
+    """
     planes = torch.zeros(1, 3, 64, 64)
     for plane in marked:
         planes[0, plane, 5, 5 + plane] = 1
@@ -237,12 +244,55 @@ def test_shots_count_as_the_official_code_counts_them(marked, shared, unshared):
         assert weights[0].tolist() == shared
         assert guidance[0].abs().amax(dim=1).bool().tolist() == [bool(w) for w in shared]
         assert UnsharedGuide(tiny(shared=False))(support, planes)[1][0].tolist() == unshared
+        _, objects, _, others = AnnotatingGuide(tiny(shared=False))(support, planes)
+    assert (objects[0].tolist(), others[0].tolist()) == (shared[1:], rest)
+
+
+@pytest.mark.parametrize("mean", ShotMean)
+def test_the_mean_of_an_unshared_head_runs_over_all_shots_or_over_those_that_annotate(mean):
+    """Of three shots, two show the object and two its surroundings."""
+    network = tiny(shared=False)
+    query = torch.rand(1, 8, 3, 4)
+    supports = [torch.rand(1, 8, 2, 3) for _ in range(3)]
+    both = torch.zeros(1, 2, 96, 128)
+    both[:, 0, 50:], both[:, 1, :40] = 1, 1
+    shots = [both, both * torch.tensor([1.0, 0]).view(1, 2, 1, 1), both.flip(3)]
+    shots[2][:, 0] = 0
+    guide = {ShotMean.ALL: UnsharedGuide, ShotMean.ANNOTATING: AnnotatingGuide}[mean](network)
+    decode = {ShotMean.ALL: GuidedDecode, ShotMean.ANNOTATING: AnnotatingDecode}[mean]
+    pairs = list(zip(supports, shots, strict=True))
+    with torch.no_grad():
+        found = [torch.stack(made) for made in zip(*(guide(*pair) for pair in pairs), strict=True)]
+        merged = [
+            (values * weights.unsqueeze(3)).sum(dim=0) / weights.sum(dim=0).unsqueeze(2)
+            for values, weights in zip(found[::2], found[1::2], strict=True)
+        ]
+        logits = decode(network.head)(GuidedQuery(network)(query), *merged)
+        z = torch.stack([AnnotatedCells()(*pair)[0] for pair in pairs])
+    counts = torch.tensor([3, 3] if mean is ShotMean.ALL else [2, 2])
+    means = z.sum(dim=0) / counts.unsqueeze(1)
+    scores = official_scores(network, query, [means[None, 1], means[None, 0]])
+    torch.testing.assert_close(logits[:, 0], scores[:, 1:] - scores[:, :1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "early"])
+def test_a_mean_that_is_of_annotating_shots_anyway_cannot_be_asked_for(shared):
+    network = tiny(shared=True) if shared else EarlyNetwork(WIDTHS).eval()
+    with pytest.raises(ExportError, match="leave out --mean annotating"):
+        revolver_family(
+            alias="guided",
+            network=network,
+            provenance={},
+            max_pixels=128 * 128,
+            mean=ShotMean.ANNOTATING,
+        )
 
 
 def test_padded_ways_change_nothing_for_the_real_ones():
     support, planes = torch.rand(1, 8, 2, 3), (torch.rand(1, 2, 96, 128) > 0.5).float()
     padded = torch.cat([planes, torch.zeros(1, 3, 96, 128)], dim=1)
-    for guide in (SharedGuide(tiny(shared=True)), UnsharedGuide(tiny(shared=False))):
+    network = tiny(shared=False)
+    for guide in (SharedGuide(tiny(shared=True)), UnsharedGuide(network), AnnotatingGuide(network)):
         with torch.no_grad():
             alone, among = guide(support, planes), guide(support, padded)
         for few, many in zip(alone, among, strict=True):

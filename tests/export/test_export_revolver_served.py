@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 
-from export.methods.revolver import GuidedModel, GuidedNetwork
+from export.family import Graph
+from export.graphs import export_graph
+from export.methods.revolver import GuidedModel, GuidedNetwork, ShotMean
 from export.methods.revolver_early import EarlyNetwork
 from export.repository import write_family
 from export.revolver_family import revolver_family
@@ -23,6 +26,7 @@ from service.core.types import (
     AnnotationInput,
     IndexMask,
     Mark,
+    Points,
     Registration,
     SupportInput,
     TaskName,
@@ -38,34 +42,61 @@ from tests.helpers.gateway import (
     stream,
 )
 
+Network = TypeVar("Network", bound=torch.nn.Module)
+
+LATE = ("shared", "unshared", "annotating")
 OBJECTS, OTHERS = TaskName("default", "objects"), TaskName("default", "others")
 
 
-def make_early_family() -> Any:
+def lively(network: Network) -> Network:
+    """Lets what goes in come through all layers, so that answers depend on images and shots.
+
+    Encoders are the same for all networks.
+    """
     torch.manual_seed(5)
-    network = EarlyNetwork(widths=(4, 4, 6, 6, 6)).eval()
+    for name, weight in network.named_parameters():
+        if "encoder" in name and weight.ndim == 4:
+            torch.nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        else:
+            torch.nn.init.normal_(weight, std=0.1)
+    return network.eval()
+
+
+def make_early_family() -> Any:
+    network = lively(EarlyNetwork(widths=(4, 4, 6, 6, 6)))
     return revolver_family(
         alias="early", network=network, provenance={"weights": "random"}, max_pixels=128 * 200
     )
 
 
-def make_family(*, shared: bool) -> Any:
-    torch.manual_seed(5)
-    model = GuidedModel("tiny", channels=8, shared=shared, buffers=False)
-    network = GuidedNetwork(model, widths=(4, 4, 6, 6, 6)).eval()
+def make_family(alias: str) -> Any:
+    """One of `LATE`; "annotating" is unshared, with its mean over the shots that annotate."""
+    model = GuidedModel("tiny", channels=8, shared=alias == "shared", buffers=False)
+    network = lively(GuidedNetwork(model, widths=(4, 4, 6, 6, 6)))
     return revolver_family(
-        alias="shared" if shared else "unshared",
+        alias=alias,
         network=network,
         provenance={"weights": "random"},
         max_pixels=128 * 200,
+        mean=ShotMean.ANNOTATING if alias == "annotating" else ShotMean.ALL,
     )
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("native")
-    for shared in (True, False):
-        write_family(make_family(shared=shared), root)
+    encoder = b""
+
+    def export(graph: Graph) -> bytes:
+        """Exports the encoder once, which is the same in all of them and takes seconds."""
+        nonlocal encoder
+        if graph.role != "features":
+            return export_graph(graph)
+        encoder = encoder or export_graph(graph)
+        return encoder
+
+    for alias in LATE:
+        write_family(make_family(alias), root, export=export)
     write_family(make_early_family(), root)
     return root
 
@@ -204,7 +235,9 @@ async def test_two_ways_are_two_binary_tasks_where_the_head_is_not_shared(gatewa
         await gateway.tasks.register(alone, Call())
         task = TaskName("default", name)
         answer = await gateway.segmenter.segment(query(image, task, probabilities=True), Call())
-        np.testing.assert_array_equal(answer.probabilities[0], together.probabilities[way])
+        np.testing.assert_allclose(
+            answer.probabilities[0], together.probabilities[way], rtol=0, atol=1e-3
+        )
 
 
 def _only(shots: tuple[SupportInput, ...], name: str) -> tuple[SupportInput, ...]:
@@ -219,9 +252,76 @@ def _only(shots: tuple[SupportInput, ...], name: str) -> tuple[SupportInput, ...
     return tuple(found)
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "unshared"])
-def test_exported_graphs_take_any_size_and_any_number_of_ways(repository, shared):
-    family = make_family(shared=shared)
+def clicked(*annotations: AnnotationInput) -> AnnotationInput:
+    """Marks one after another, as extending an annotation puts them."""
+    return AnnotationInput(tuple(mark for given in annotations for mark in given.marks))
+
+
+def click(x: float, y: float, name: str) -> AnnotationInput:
+    return AnnotationInput((Mark(Points(((x, y),)), name),))
+
+
+@pytest.mark.parametrize("model", LATE)
+async def test_guidance_accumulated_click_by_click_is_that_of_all_at_once(gateway, model):
+    """Supports of one class, of both, of none; clicks of every kind, and one annotation anew."""
+    dense = support(1)
+    sparse = SupportInput("s2", source(picture(70, 140, 2)), click(30, 20, "one"))
+    void = np.full((97, 130), 255, np.uint8)
+    empty = SupportInput("s3", source(picture(97, 130, 3)), annotated(void, {1: "one"}))
+    wrong = SupportInput("s4", source(picture(64, 90, 4)), click(3, 3, "one"))
+    clicks = [negative(60, 60), click(100, 40, "two"), click(101, 41, "one")]
+
+    await gateway.tasks.register(registration(OBJECTS, dense, model=model), Call())
+    for one in (sparse, empty, wrong):
+        await gateway.tasks.add_supports(OBJECTS, "", "", stream(one), Call())
+    for given in clicks:
+        await gateway.tasks.annotate_support(
+            OBJECTS, "s2", given, extend=True, etag="", request_id="", call=Call()
+        )
+    right = click(50, 30, "two")
+    report = await gateway.tasks.annotate_support(
+        OBJECTS, "s4", right, extend=False, etag="", request_id="", call=Call()
+    )
+    assert [one.shot_classes for one in report.supports] == [
+        ("one", "two"), ("one", "two"), (), ("two",)
+    ]  # fmt: skip
+
+    whole = (
+        dense,
+        replace(sparse, annotation=clicked(sparse.annotation, *clicks)),
+        empty,
+        replace(wrong, annotation=right),
+    )
+    await gateway.tasks.register(registration(OTHERS, *whole, model=model), Call())
+    image = source(picture(120, 90, seed=9))
+    answers = [
+        await gateway.segmenter.segment(query(image, task, probabilities=True), Call())
+        for task in (OBJECTS, OTHERS)
+    ]
+    assert answers[0].probabilities.std() > 0
+    np.testing.assert_array_equal(*(answer.probabilities for answer in answers))
+    np.testing.assert_array_equal(*map(labels_of, answers))
+
+
+async def test_only_the_mean_over_all_shots_shrinks_by_a_shot_without_annotation(gateway):
+    void = np.full((97, 130), 255, np.uint8)
+    empty = SupportInput("empty", source(picture(97, 130, 3)), annotated(void, {1: "one"}))
+    image = source(picture(120, 90, seed=9))
+    unmoved = []
+    for model in LATE:
+        found = []
+        for supports in ((support(1),), (support(1), empty)):
+            task = TaskName("default", f"{model}-{len(supports)}")
+            await gateway.tasks.register(registration(task, *supports, model=model), Call())
+            answer = await gateway.segmenter.segment(query(image, task, probabilities=True), Call())
+            found.append(answer.probabilities)
+        unmoved.append(np.array_equal(*found))
+    assert unmoved == [True, False, True]
+
+
+@pytest.mark.parametrize("model", LATE)
+def test_exported_graphs_take_any_size_and_any_number_of_ways(repository, model):
+    family = make_family(model)
     stored, torch_family = StoredFamily(repository, family.name), TorchFamily(family)
     for height, width, ways in ((33, 33, 1), (64, 97, 3), (160, 129, 1)):
         image = picture(height, width)[None]
@@ -233,8 +333,9 @@ def test_exported_graphs_take_any_size_and_any_number_of_ways(repository, shared
             features = run("features", {"image": image})
             guidance = run("guide", {**features, "planes": planes})
             projected = run("query_features", features)
-            logits = run("decode", {**projected, "guidance": guidance["guidance"]})["logits"]
+            taken = {tensor["name"]: guidance[tensor["name"]] for tensor in family.serving.guidance}
+            logits = run("decode", {**projected, **taken})["logits"]
             results.append(logits)
         rows, columns = -(-height // 32) - 1, -(-width // 32) - 1
-        assert results[0].shape == (1, ways + shared, 1, rows, columns)
+        assert results[0].shape == (1, ways + (model == "shared"), 1, rows, columns)
         np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-4)
