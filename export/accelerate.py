@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import onnx
 from google.protobuf import text_format
+from google.protobuf.message import DecodeError
 
 from export.check.parameters import parameters_of
 from export.configs import from_text, to_text
@@ -49,7 +51,11 @@ class TensorRt:
 
 @dataclass(frozen=True, slots=True)
 class OpenVino:
-    """OpenVINO inside ONNX Runtime, on processors."""
+    """OpenVINO inside ONNX Runtime, on processors.
+
+    Graphs that hold a loop (``Scan``) stay plain: OpenVINO's reader fails at tensors that a loop
+    takes from the graph around it (onnxruntime-openvino 1.24.1; 1.19.0 at some of them).
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,10 @@ def accelerate(repository: Path, plan: Plan) -> list[str]:
     """
     if not repository.is_dir():
         raise RepositoryWriteError(f"{repository} is not a folder; name a model repository.")
-    planned = {path: _planned(config, plan) for path, config in _graph_configs(repository)}
+    planned = {
+        path: _planned(config, _possible(plan, path.parent))
+        for path, config in _graph_configs(repository)
+    }
     changed = []
     for path, text in planned.items():
         if text != path.read_text(encoding="utf-8"):
@@ -96,6 +105,22 @@ def _graph_configs(repository: Path) -> Iterator[tuple[Path, Any]]:
             ) from error
         if config.parameters[_ROLE].string_value in _GRAPH_ROLES:
             yield path, config
+
+
+def _possible(plan: Plan, model: Path) -> Plan:
+    """The plan, or none if the graph in a model's folder cannot be run by it."""
+    if not isinstance(plan, OpenVino):
+        return plan
+    for path in model.glob("*/model.onnx"):
+        try:
+            graph = onnx.load(path, load_external_data=False).graph
+        except (OSError, DecodeError) as error:
+            raise RepositoryWriteError(
+                f"{path} cannot be read as a graph: {error}; see fewseg-export check"
+            ) from error
+        if any(node.op_type == "Scan" for node in graph.node):
+            return Plain()
+    return plan
 
 
 def _planned(config: Any, plan: Plan) -> str:

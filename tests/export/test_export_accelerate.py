@@ -8,6 +8,7 @@ reads it, and that a server without them serves the repository all the same.
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 from typer.testing import CliRunner
@@ -78,6 +79,23 @@ def test_a_plan_replaces_the_one_before_and_none_undoes_it(copied):
     accelerate(copied, Plain())
     assert {path: path.read_text() for path in copied.glob("*/config.pbtxt")} == before
     assert accelerate(copied, Plain()) == []
+
+
+def test_a_graph_with_a_loop_stays_without_openvino(copied):
+    (path,) = copied.glob("*_decode/1/model.onnx")
+    graph = onnx.load(path)
+    graph.graph.node.add(op_type="Scan")
+    onnx.save(graph, path)
+    accelerate(copied, OpenVino())
+    assert not config_of(copied, "decode").HasField("optimization")
+    assert config_of(copied, "guide").HasField("optimization")
+
+
+def test_a_graph_that_cannot_be_read_is_named(copied):
+    (path,) = copied.glob("*_decode/1/model.onnx")
+    path.write_bytes(b"half a gra")
+    with pytest.raises(RepositoryWriteError, match=r"decode/1/model\.onnx cannot be read"):
+        accelerate(copied, OpenVino())
 
 
 def test_images_of_any_size_are_refused_and_nothing_changes(copied):
