@@ -21,6 +21,11 @@ from service.core.types import TaskHeader
 
 
 @dataclass(frozen=True, slots=True)
+class AgreementKey(PairKey):
+    """As what it extends, and yet unequal: a family's own graph may judge the same pair."""
+
+
+@dataclass(frozen=True, slots=True)
 class PairAgreement:
     """How well one shot alone finds another, or itself.
 
@@ -69,7 +74,7 @@ class CrossGuide:
         """
         rows = []
         for support, shot in zip(shot_set.supports, shot_set.shots, strict=True):
-            keys = [PairKey(shot.key, guiding.key) for guiding in alone]
+            keys = [AgreementKey(shot.key, guiding.key) for guiding in alone]
             known = {key: pair for key in keys if (pair := self._pair(key)) is not None}
             unknown = [index for index, key in enumerate(keys) if key not in known]
             if unknown:
@@ -89,7 +94,7 @@ class CrossGuide:
             rows.append([known[key].ious for key in keys])
         return np.array(rows)
 
-    def _pair(self, key: PairKey) -> PairAgreement | None:
+    def _pair(self, key: AgreementKey) -> PairAgreement | None:
         pair = self._cache.peek(key)
         return pair if isinstance(pair, PairAgreement) else None
 

@@ -5,8 +5,9 @@ equations 16 and 17. The paper divides the weighted sum by the number of shots; 
 to one, so that one shot alone, or several that agree, have the margins that they have when they are
 merged: thresholds and probabilities keep their meaning. At a threshold of 0 the masks are the same.
 
-Families whose shots each decide a pixel (``any_shot``, ``vote``) answer as any other: one shot
-alone is a margin above the threshold, and so is what the shots say together.
+Every family can be fused so. Where shots each decide a pixel (``any_shot``, ``vote``), one alone is
+a margin above the threshold, and so is what they say together; a graph that weighs shots by each
+other (``merge_judged``) leaves one alone as it is.
 """
 
 from __future__ import annotations
@@ -18,29 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.decision import grid_margins
-from service.core.errors import FailedPreconditionError
 from service.core.family import ModelFamily
-from service.core.types import ShotFusion
-
-
-def check_fusion(family: ModelFamily, fusion: ShotFusion, *, field: str | None = None) -> None:
-    """Refuses cross-guided weighting where the family weighs shots by each other already.
-
-    Args:
-        family: The model as it is now; an alias may have come to stand for another method.
-        fusion: What the task asks for.
-        field: Where the request asks for it, if it does.
-
-    Raises:
-        FailedPreconditionError: A graph of the family judges shots (FUSION_NOT_SUPPORTED).
-    """
-    if fusion is ShotFusion.CROSS_GUIDED and family.merge_judged:
-        raise FailedPreconditionError(
-            "FUSION_NOT_SUPPORTED",
-            f"Model '{family.alias}' cannot be cross-guided: it weighs its shots by each other "
-            "already. Register the task as merged.",
-            field=field,
-        )
 
 
 def shot_weights(

@@ -17,7 +17,7 @@ from service.core.cross_guiding import CrossGuide, PairAgreement
 from service.core.errors import FewSegError
 from service.core.family import GraphRole, ModelFamily
 from service.core.features import ImageFeatures
-from service.core.fusing import check_fusion, shot_weights
+from service.core.fusing import shot_weights
 from service.core.graph_merging import GraphMerger, PairGuidance, PairKey
 from service.core.merging import (
     bucket,
@@ -260,10 +260,8 @@ class GuidanceBuilder:
             call: Gets the stages; the judging of a cross-guided task's pairs is MERGE.
 
         Raises:
-            FailedPreconditionError: The family's shots cannot be fused so (FUSION_NOT_SUPPORTED).
             UnavailableError: Engine or store do not answer.
         """
-        check_fusion(family, header.fusion)
         if header.fusion is ShotFusion.MERGED:
             merged = await self.merge(family, header, shot_set, call)
             return DistilledSet((merged,), shot_set.background)

@@ -19,7 +19,6 @@ from service.core.errors import (
     NotFoundError,
 )
 from service.core.family import ModelFamily
-from service.core.fusing import check_fusion
 from service.core.guidance import GuidanceBuilder
 from service.core.intake import SupportIntake, weight_of, with_ids
 from service.core.ports import RememberedRequest, Store, TaskChange, Telemetry
@@ -141,7 +140,6 @@ class Tasks:
         body: str,
         call: Call,
     ) -> TaskReport:
-        check_fusion(family, registration.fusion, field="task.shot_fusion")
         header = self._new_header(registration, family)
         if not await self._directory.is_free(header.name, call):
             raise task_exists(header.name)

@@ -31,8 +31,6 @@ VARIANTS = {
     "merge": {"merge": "joint"},
     "merge-judged": {"merge": "judged"},
 }
-#: Its shots judge each other by a graph.
-NOT_CROSS_GUIDED = {"merge-judged"}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +70,7 @@ def test_every_operation_answers_the_same_with_both_engines(rounds, alias):
     assert isinstance(served["segment 0"], SegmentResult)
     assert served["segment 0"].mask.any()
     assert served["gone"][0] == "NOT_FOUND"
-    if alias in NOT_CROSS_GUIDED:
-        assert served["register cross-guided"][1] == "FUSION_NOT_SUPPORTED"
-    else:
-        assert served["segment cross-guided"].mask.any()
+    assert served["segment cross-guided"].mask.any()
     compare(embedded, served)
 
 

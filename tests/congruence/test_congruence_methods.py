@@ -47,5 +47,6 @@ def test_every_operation_answers_the_same_for_every_method(method, repository, t
             carry_out_all(engine, repository, triton, [method])[method] for engine in ENGINES
         )
     assert isinstance(served["register"], Task)
-    assert isinstance(served["segment 0"], SegmentResult)
+    for step in ("segment 0", "segment cross-guided"):
+        assert isinstance(served[step], SegmentResult)
     compare(embedded, served)

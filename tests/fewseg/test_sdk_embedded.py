@@ -238,15 +238,3 @@ async def test_shots_guide_each_other_through_clients_and_command(repository, tm
     )
     assert said.exit_code == 0, said.output
     assert json.loads(said.stdout)["fusion"] == "cross_guided"
-
-
-def test_a_model_that_weighs_its_shots_itself_cannot_be_cross_guided(tmp_path):
-    write_tiny_repository(tmp_path, merge="judged")
-    image, where = scene(16, 16)
-    with Client(":embedded:", repository=tmp_path) as client:
-        with pytest.raises(FailedPrecondition) as refusal:
-            client.register(["red"], [Support(image, where)], fusion="cross_guided")
-        assert (refusal.value.reason, refusal.value.field) == (
-            "FUSION_NOT_SUPPORTED",
-            "task.shot_fusion",
-        )

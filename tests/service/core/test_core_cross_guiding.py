@@ -11,7 +11,7 @@ from core_family import binary, resize
 
 from service.core.calls import Call
 from service.core.decision import decide, grid_margins
-from service.core.errors import DeadlineExceededError, FailedPreconditionError, OutOfLimitsError
+from service.core.errors import DeadlineExceededError, OutOfLimitsError
 from service.core.family import Decision, GraphRole, PostTarget
 from service.core.fusing import by_the_others, fuse, shot_weights
 from service.core.limits import Limits
@@ -58,6 +58,7 @@ VARIANTS = {
     "query-features": {"query_features": True},
     "positions": {"positions": True},
     "merge": {"merge": "joint"},
+    "merge-judged": {"merge": "judged"},
     "any-shot": {"binary": True, "stack": True},
     "vote": {"binary": True, "stack": True, "vote": True},
 }
@@ -268,17 +269,22 @@ async def test_a_shot_without_background_infers_it_when_it_is_alone(tmp_path):
     assert intersection_over_union(labels_of(found), QUERY_BOX) > 0.8
 
 
-async def test_what_cannot_be_cross_guided_is_refused_before_a_graph_runs(tmp_path, telemetry):
+async def test_a_family_that_weighs_its_shots_itself_keeps_both_kinds_of_pairs(tmp_path, telemetry):
+    """Its graph runs for each shot alone; what it says of pairs is kept beside what they find."""
     write_tiny_repository(tmp_path, size=64, merge="judged")
     async with running_gateway(tmp_path, telemetry=telemetry) as gateway:
-        before = Counter(telemetry.runs)
-        with pytest.raises(FailedPreconditionError) as refusal:
-            await gateway.tasks.register(red_registration(fusion=CROSS), Call())
-        assert not telemetry.since(before)
-    assert (refusal.value.reason, refusal.value.field) == (
-        "FUSION_NOT_SUPPORTED",
-        "task.shot_fusion",
-    )
+        given = tuple(red_support(f"shot-{seed}", seed=seed) for seed in range(3))
+        await gateway.tasks.register(red_registration(supports=given), Call())
+        telemetry.newly_run()
+        crossed = red_registration(task_id="crossed", supports=given, fusion=CROSS)
+        await gateway.tasks.register(crossed, Call())
+        assert telemetry.newly_run() == {"decode": 9}, "the graph judged all pairs before"
+        task = TaskName("default", "crossed")
+        await gateway.tasks.add_supports(task, "", "", stream(red_support("new", 7)), Call())
+        assert telemetry.newly_run() == {"features": 1, "guide": 1, "merge": 1, "decode": 7}
+        await gateway.tasks.remove_support(task, "new", etag="", request_id="", call=Call())
+        await gateway.tasks.remove_support(TASK, "shot-2", etag="", request_id="", call=Call())
+        assert not telemetry.newly_run()
 
 
 async def test_more_shots_than_may_judge_each_other_are_refused(tmp_path):
@@ -310,16 +316,20 @@ async def test_a_deadline_ends_all_shots_of_a_query(tmp_path):
         assert call.clock.seconds[Stage.DECODE] <= call.clock.total()
 
 
-async def test_a_model_that_became_another_method_says_what_to_do(tmp_path):
+async def test_a_task_stays_cross_guided_when_its_model_becomes_another_method(tmp_path):
     write_tiny_repository(tmp_path, size=64)
     async with running_gateway(tmp_path) as gateway:
-        await gateway.tasks.register(red_registration(fusion=CROSS), Call())
+        await gateway.tasks.register(red_registration(supports=shots(3), fusion=CROSS), Call())
         later = datetime(2026, 3, 1, tzinfo=UTC)
-        write_tiny_repository(tmp_path, size=64, merge="judged", created=later)
+        family = write_tiny_repository(tmp_path, size=64, merge="judged", created=later)
         await gateway.catalog.refresh()
-        with pytest.raises(FailedPreconditionError) as refusal:
-            await gateway.segmenter.segment(query(red_query()), Call())
-        assert (refusal.value.reason, refusal.value.field) == ("FUSION_NOT_SUPPORTED", None)
+        found = await answer(gateway)
+        guidance = gateway._builder.peek(
+            gateway.catalog.families()["tiny"], (await gateway.tasks.get(TASK, Call())).header
+        )
+    assert found.family == family
+    assert intersection_over_union(labels_of(found), QUERY_BOX) > 0.8
+    assert guidance.weights.shape == (3, 1)
 
 
 async def test_the_same_request_id_names_one_fusion(tmp_path):
