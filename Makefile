@@ -39,10 +39,11 @@ serve: $(SERVE_STAMP) ## Serves model_repository/ on localhost:50051
 triton: $(STAMP) ## Serves model_repository/ with a real Triton on localhost:8001 (installs it once)
 	$(BIN)/fewseg-triton
 
-# One process a core, one thread each: exporting graphs is single-threaded work. Files go out in the
-# order of tests/conftest.py, the longest first.
+# One thread a process: exporting graphs is single-threaded work. Files go out in the order of
+# tests/conftest.py, the longest first. A worker takes up to 3 GB: with more cores and memory, WORKERS=4.
+WORKERS ?= 2
 test: $(STAMP) ## Runs every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lint: $(STAMP) ## Formatting, lint, types, layers, the API's style and its generated stubs
 	$(BIN)/ruff format --check .

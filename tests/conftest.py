@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.memory import MemoryWatch
 from triton_local import LocalTriton, ensure_environment
 from triton_local.environment import LOCATION_VARIABLE, default_folder
 
@@ -16,6 +17,13 @@ ROOT = Path(__file__).parents[1]
 
 #: Folders whose files take minutes, the longest first: they export networks.
 LONG_FOLDERS = ("congruence", "parity", "export")
+
+
+def pytest_configure(config):
+    # What xdist starts, one entry a worker.
+    workers = config.getoption("tx", default=())
+    if workers and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(MemoryWatch(len(workers)))
 
 
 def pytest_collection_modifyitems(config, items):
