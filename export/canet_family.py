@@ -4,21 +4,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from torch import nn
+
 from export.checkpoints import read_network
 from export.errors import ExportError
-from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
+from export.family import (
+    EXTENT,
+    NATIVE_PIXELS,
+    Family,
+    Free,
+    Graph,
+    Serving,
+    TensorSpec,
+    digest_of_tensors,
+)
 from export.methods.canet import (
     CanetDecode,
-    CanetFeatures,
     CanetGuide,
     CanetNetwork,
     CanetQuery,
+    CanetScaledDecode,
+    CanetScaledShotsDecode,
     CanetShotsDecode,
 )
+from export.methods.refinement import CHANNELS, convolution_at
+from export.methods.scaled import PhiFeatures, ScaledQuery, scale_names
 from export.provenance import exporter_version
+from export.scaled_specs import NORMALISED, SCALED, SUMMED_LOGITS
 from export.sizes import feature_shape
 
 WANTED = "a CANet checkpoint"
@@ -34,10 +50,12 @@ WAY_BUCKETS = (1, 2, 4, 8, 16, 32)
 SHOT_BUCKETS = (1, 2, 4, 8, 16)
 """Numbers of shots that averaged probabilities are padded to: each shot is refined by itself."""
 
-POST_CHAIN = (
-    {"op": "resize", "mode": "align_corners", "target": "input"},
-    {"op": "resize", "mode": "half_pixel", "target": "output"},
-)
+_RAISED = {"op": "resize", "mode": "align_corners", "target": "input"}
+_LAST = {"op": "resize", "mode": "half_pixel", "target": "output"}
+
+_VECTORS = TensorSpec("vectors", (Free.WAYS, CHANNELS))
+_WEIGHTS = TensorSpec("weights", (Free.WAYS,))
+_VALIDITY = TensorSpec("validity", (Free.SHOTS,))
 
 
 class ShotMerge(StrEnum):
@@ -62,10 +80,12 @@ def canet_family(
     *,
     alias: str,
     network: CanetNetwork,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     provenance: Mapping[str, str],
     iterations: int = ITERATIONS,
     merge: ShotMerge = ShotMerge.MEAN,
+    multi_scale: bool = False,
+    max_pixels: int = NATIVE_PIXELS,
     max_batch: int = 8,
 ) -> Family:
     """Splits CANet into graphs.
@@ -73,41 +93,34 @@ def canet_family(
     Args:
         alias: What tasks name.
         network: With its weights, in evaluation mode.
-        size: Rows and columns of the network's input.
+        size: Rows and columns of the network's input; None for the image's own size.
         provenance: For people.
         iterations: Passes over each query.
         merge: What several shots come to.
+        multi_scale: Whether to average the query at 0.7, 1 and 1.3 times its own size.
+        max_pixels: Most pixels of an image that goes in at its own size.
         max_batch: Most queries that run together.
 
     Returns:
         The family; its digest is that of the network's tensors and the settings.
 
     Raises:
-        ExportError: Size or number of iterations is out of bounds.
+        ExportError: Size or number of iterations is out of bounds, or several scales are asked of
+            an input of fixed size.
     """
     if not 1 <= iterations <= MAX_ITERATIONS:
         raise ExportError(f"CANet makes 1 to {MAX_ITERATIONS} iterations, not {iterations}.")
-    channels, *grid = feature_shape(network.phi, size)
-    image = TensorSpec("image", (*size, 3), "uint8")
-    features = TensorSpec("features", (channels, *grid))
-    compared = TensorSpec("compared", (channels, *grid))
-    planes = TensorSpec("planes", (Free.PLANES, *size))
-    vectors = TensorSpec("vectors", (Free.WAYS, channels))
-    weights = TensorSpec("weights", (Free.WAYS,))
-    guide = CanetGuide(size, (grid[0], grid[1]))
+    if multi_scale and size is not None:
+        raise ExportError("Several scales are those of an image's own size: give --size native.")
+    settings = _Settings(iterations, merge, multi_scale)
     digest = digest_of_tensors(network.state_dict())
     return Family(
         alias=alias,
-        serving=_serving(size, merge),
-        graphs=(
-            Graph("features", CanetFeatures(network), (image,), (features,)),
-            Graph("query_features", CanetQuery(network), (features,), (compared,)),
-            Graph("guide", guide, (features, planes), (vectors, weights)),
-            _decode(network, merge, iterations, compared, vectors),
-        ),
+        serving=_serving(size, settings, max_pixels),
+        graphs=_graphs(network, size, settings),
         weights_digest=digest,
         max_batch=max_batch,
-        settings={"iterations": str(iterations)},
+        settings={"iterations": str(iterations), "scales": scale_names(multi_scale=multi_scale)},
         provenance={
             "exporter": exporter_version(),
             "tensors_sha256": digest,
@@ -118,26 +131,60 @@ def canet_family(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """See `canet_family`."""
+
+    iterations: int
+    merge: ShotMerge
+    multi_scale: bool
+
+
+def _graphs(
+    network: CanetNetwork, size: tuple[int, int] | None, settings: _Settings
+) -> tuple[Graph, ...]:
+    height, width = size or (Free.HEIGHT, Free.WIDTH)
+    rows, columns = feature_shape(network.phi, size)[1:] if size else (Free.ROWS, Free.COLUMNS)
+    grid = (rows, columns) if size else None
+    image = TensorSpec("image", (height, width, 3), "uint8")
+    features = TensorSpec("features", (CHANNELS, rows, columns))
+    compared = TensorSpec("compared", features.dims)
+    planes = TensorSpec("planes", (Free.PLANES, height, width))
+    maps: tuple[TensorSpec, ...] = (features,)
+    seen: tuple[TensorSpec, ...] = (compared,)
+    query: nn.Module = CanetQuery(network)
+    if settings.multi_scale:
+        maps, seen = (features, NORMALISED), SCALED
+        query = ScaledQuery(network, convolution_at(network.layer55))
+    guide = CanetGuide((size, (rows, columns)) if size else None)
+    return (
+        Graph("features", PhiFeatures(network, image=settings.multi_scale), (image,), maps),
+        Graph("query_features", query, maps, seen),
+        Graph("guide", guide, (features, planes), (_VECTORS, _WEIGHTS)),
+        _decode(network, settings, grid, seen),
+    )
+
+
 def _decode(
     network: CanetNetwork,
-    merge: ShotMerge,
-    iterations: int,
-    compared: TensorSpec,
-    vectors: TensorSpec,
+    settings: _Settings,
+    grid: tuple[int, int] | None,
+    seen: tuple[TensorSpec, ...],
 ) -> Graph:
-    _, rows, columns = compared.dims
-    logits = TensorSpec("logits", (Free.WAYS, 1, rows, columns))
-    if merge is ShotMerge.MEAN:
-        alone = CanetDecode(network, (rows, columns), iterations)
-        return Graph("decode", alone, (compared, vectors), (logits,))
-    stacked = vectors.stacked()
-    validity = TensorSpec("validity", (Free.SHOTS,))
-    together = CanetShotsDecode(network, (rows, columns), iterations)
-    return Graph("decode", together, (compared, stacked, validity), (logits,))
+    mean, iterations = settings.merge is ShotMerge.MEAN, settings.iterations
+    given = (_VECTORS,) if mean else (_VECTORS.stacked(), _VALIDITY)
+    if settings.multi_scale:
+        scaled = CanetScaledDecode if mean else CanetScaledShotsDecode
+        return Graph(
+            "decode", scaled(network, iterations), (*seen, *given, EXTENT), (SUMMED_LOGITS,)
+        )
+    plain = CanetDecode if mean else CanetShotsDecode
+    logits = TensorSpec("logits", (Free.WAYS, 1, *seen[0].dims[1:]))
+    return Graph("decode", plain(network, grid, iterations), (*seen, *given), (logits,))
 
 
-def _serving(size: tuple[int, int], merge: ShotMerge) -> Serving:
-    mean = merge is ShotMerge.MEAN
+def _serving(size: tuple[int, int] | None, settings: _Settings, max_pixels: int) -> Serving:
+    mean = settings.merge is ShotMerge.MEAN
     rule = {"merge": "weighted_mean", "weight": "weights"}
     if not mean:
         rule = {"merge": "stack", "validity": "validity"}
@@ -145,11 +192,13 @@ def _serving(size: tuple[int, int], merge: ShotMerge) -> Serving:
         method="canet",
         input_size=size,
         guidance=({"name": "vectors", "ways": "ways", **rule},),
-        post_chain=POST_CHAIN,
+        # Scales are averaged at the image's size.
+        post_chain=(_LAST,) if settings.multi_scale else (_RAISED, _LAST),
         class_handling="binary",
         needs_background=False,
         decision="margin",
         score="sigmoid" if mean else "linear",
         way_buckets=WAY_BUCKETS,
         shot_buckets=(1,) if mean else SHOT_BUCKETS,
+        max_pixels=max_pixels,
     )

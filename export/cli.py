@@ -20,18 +20,19 @@ from export.dense_commands import add_commands as add_dense_commands
 from export.derived_commands import add_commands as add_derived_commands
 from export.enriched_commands import add_commands as add_enriched_commands
 from export.errors import ExportError
-from export.family import Family
+from export.family import NATIVE_PIXELS, Family
 from export.methods.revolver import ShotMean
 from export.mixture_commands import add_commands as add_mixture_commands
 from export.options import (
-    NATIVE_PIXELS,
     Checkpoint,
     Force,
     MaxBatch,
     MaxPixels,
+    NativeSize,
     Out,
     Prune,
     Size,
+    parse_native_size,
     parse_size,
 )
 from export.prototype_family import prototype_family
@@ -206,8 +207,17 @@ def canet(
             "probabilities. The released network was trained with one shot."
         ),
     ] = canet_family.ShotMerge.MEAN,
+    multi_scale: Annotated[
+        bool,
+        typer.Option(
+            "--multi-scale/--single-scale",
+            help="Whether to average the query at 0.7, 1 and 1.3 times its size, as the paper "
+            "does; with --size native only.",
+        ),
+    ] = False,
     name: Annotated[str, typer.Option(help="What tasks call the model.")] = "canet",
-    size: Size = CANET_SIZE,
+    size: NativeSize = CANET_SIZE,
+    max_pixels: MaxPixels = NATIVE_PIXELS,
     max_batch: MaxBatch = 8,
     force: Force = False,
     prune: Prune = False,
@@ -217,10 +227,12 @@ def canet(
         family = canet_family.canet_family(
             alias=name,
             network=canet_family.canet_checkpoint(checkpoint),
-            size=parse_size(size),
+            size=parse_native_size(size),
             provenance={"weights": checkpoint.name},
             iterations=iterations,
             merge=merge,
+            multi_scale=multi_scale,
+            max_pixels=max_pixels,
             max_batch=max_batch,
         )
         _write(family, out, force=force, prune=prune)

@@ -61,6 +61,9 @@ MIN_NATIVE_SIDE = 33
 """Fewest rows and columns of images that go in at their own size: graphs are exported for these and
 more, and the coarsest grid (revolver's, of stride 32) has no cell for fewer."""
 
+NATIVE_PIXELS = 1024 * 1024
+"""Most pixels of such images, unless said otherwise."""
+
 PLANES = Free.PLANES
 """The length 1 + ways, which is free at run time."""
 
@@ -186,7 +189,7 @@ class Serving:
     shot_buckets: tuple[int, ...] = (1,)
     feature_reuse: str = "always"
     min_side: int = MIN_NATIVE_SIDE
-    max_pixels: int = 1024 * 1024
+    max_pixels: int = NATIVE_PIXELS
     position_buckets: tuple[int, ...] = ()
     merge_inputs: tuple[str, ...] = ()
     merge_judged: tuple[str, ...] = ()

@@ -18,8 +18,6 @@ Prune = Annotated[
 ]
 Checkpoint = Annotated[Path, typer.Option(help="Snapshot of the official training (.pth).")]
 MaxBatch = Annotated[int, typer.Option(min=1, max=128, help="Most queries that run together.")]
-NATIVE_PIXELS = 1024 * 1024
-
 MaxPixels = Annotated[
     int,
     typer.Option(
@@ -28,6 +26,21 @@ MaxPixels = Annotated[
         "1 KB of memory a pixel.",
     ),
 ]
+
+
+NATIVE = "native"
+
+NativeSize = Annotated[
+    str,
+    typer.Option(
+        help=f"Input of the network: S for SxS, or HxW; {NATIVE}: images at their own size."
+    ),
+]
+
+
+def parse_native_size(text: str) -> tuple[int, int] | None:
+    """Reads what `parse_size` does, or `native`, which is None."""
+    return None if text.lower() == NATIVE else parse_size(text)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -9,19 +9,27 @@ from pathlib import Path
 from export.checkpoints import read_network
 from export.errors import ExportError
 from export.family import EXTENT, Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
-from export.methods.refinement import CHANNELS
+from export.methods.refinement import CHANNELS, ComparedFeatures
+from export.methods.scaled import PhiFeatures, ScaledQuery, scale_names
 from export.methods.scl_canet import (
     SclCanetDecode,
-    SclCanetFeatures,
     SclCanetGuide,
     SclCanetMerge,
     SclCanetNetwork,
-    SclCanetQuery,
     SclCanetRefiningDecode,
     SclCanetScaledDecode,
-    SclCanetScaledQuery,
 )
 from export.provenance import exporter_version
+from export.scaled_specs import (
+    COMPARED,
+    FEATURES,
+    IMAGE,
+    LOGITS,
+    NORMALISED,
+    PLANES,
+    SCALED,
+    SUMMED_LOGITS,
+)
 
 WANTED = "an SCL checkpoint of CANet"
 
@@ -35,18 +43,6 @@ WAY_BUCKETS = (1, 2, 3, 4, 6, 8, 16)
 
 SHOT_BUCKETS = (1, 2, 3, 4, 5, 8, 10, 16)
 
-_GRID = (Free.ROWS, Free.COLUMNS)
-_FEATURES = TensorSpec("features", (CHANNELS, *_GRID))
-_NORMALISED = TensorSpec("normalised", (3, Free.HEIGHT, Free.WIDTH))
-_COMPARED = TensorSpec("compared", (CHANNELS, *_GRID))
-_SCALED = (
-    TensorSpec("smaller", (CHANNELS, Free.SMALLER_ROWS, Free.SMALLER_COLUMNS)),
-    _COMPARED,
-    TensorSpec("larger", (CHANNELS, Free.LARGER_ROWS, Free.LARGER_COLUMNS)),
-    TensorSpec("rows", (Free.HEIGHT,)),
-    TensorSpec("columns", (Free.WIDTH,)),
-)
-_PLANES = TensorSpec("planes", (Free.PLANES, Free.HEIGHT, Free.WIDTH))
 _VECTORS = TensorSpec("vectors", (Free.WAYS, 2 * CHANNELS))
 _SHOWN = TensorSpec("shown", (Free.WAYS,))
 _VALIDITY = TensorSpec("validity", (Free.SHOTS,))
@@ -104,7 +100,7 @@ def scl_canet_family(
         graphs=_scaled(network, passes) if multi_scale else _plain(network, passes),
         weights_digest=digest,
         max_batch=max_batch,
-        settings={"passes": str(passes), "scales": "0.7,1,1.3" if multi_scale else "1"},
+        settings={"passes": str(passes), "scales": scale_names(multi_scale=multi_scale)},
         provenance={
             "exporter": exporter_version(),
             "tensors_sha256": digest,
@@ -116,37 +112,33 @@ def scl_canet_family(
 
 
 def _plain(network: SclCanetNetwork, passes: int) -> tuple[Graph, ...]:
-    image = TensorSpec("image", (Free.HEIGHT, Free.WIDTH, 3), "uint8")
-    logits = TensorSpec("logits", (Free.WAYS, 1, *_GRID))
-    decode = Graph("decode", SclCanetDecode(network), (_COMPARED, *_TASK), (logits,))
+    decode = Graph("decode", SclCanetDecode(network), (COMPARED, *_TASK), (LOGITS,))
     if passes > 1:
         refining = SclCanetRefiningDecode(network, passes)
-        decode = Graph("decode", refining, (_COMPARED, *_TASK, EXTENT), (logits,))
+        decode = Graph("decode", refining, (COMPARED, *_TASK, EXTENT), (LOGITS,))
     return (
-        Graph("features", SclCanetFeatures(network, image=False), (image,), (_FEATURES,)),
-        Graph("query_features", SclCanetQuery(network), (_FEATURES,), (_COMPARED,)),
-        Graph("guide", SclCanetGuide(network), (_FEATURES, _PLANES), (_VECTORS, _SHOWN)),
+        Graph("features", PhiFeatures(network), (IMAGE,), (FEATURES,)),
+        Graph("query_features", ComparedFeatures(network.comparing), (FEATURES,), (COMPARED,)),
+        Graph("guide", SclCanetGuide(network), (FEATURES, PLANES), (_VECTORS, _SHOWN)),
         _merge(network),
         decode,
     )
 
 
 def _scaled(network: SclCanetNetwork, passes: int) -> tuple[Graph, ...]:
-    image = TensorSpec("image", (Free.HEIGHT, Free.WIDTH, 3), "uint8")
-    maps = (_FEATURES, _NORMALISED)
-    logits = TensorSpec("logits", (Free.WAYS, 1, Free.HEIGHT, Free.WIDTH))
+    maps = (FEATURES, NORMALISED)
     decode = SclCanetScaledDecode(network, passes)
     return (
-        Graph("features", SclCanetFeatures(network, image=True), (image,), maps),
-        Graph("query_features", SclCanetScaledQuery(network), maps, _SCALED),
-        Graph("guide", SclCanetGuide(network), (_FEATURES, _PLANES), (_VECTORS, _SHOWN)),
+        Graph("features", PhiFeatures(network, image=True), (IMAGE,), maps),
+        Graph("query_features", ScaledQuery(network, network.comparing), maps, SCALED),
+        Graph("guide", SclCanetGuide(network), (FEATURES, PLANES), (_VECTORS, _SHOWN)),
         _merge(network),
-        Graph("decode", decode, (*_SCALED, *_TASK, EXTENT), (logits,)),
+        Graph("decode", decode, (*SCALED, *_TASK, EXTENT), (SUMMED_LOGITS,)),
     )
 
 
 def _merge(network: SclCanetNetwork) -> Graph:
-    taken = (_STACKED, _FEATURES, _PLANES, _VALIDITY)
+    taken = (_STACKED, FEATURES, PLANES, _VALIDITY)
     agreement = TensorSpec("agreement", (Free.SHOTS, Free.WAYS))
     return Graph("merge", SclCanetMerge(network), taken, (agreement,))
 

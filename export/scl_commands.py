@@ -12,8 +12,8 @@ import typer
 from export import pfenet_family, scl_canet_family, scl_pfenet_family
 from export.dense_commands import Write
 from export.enriched_commands import ENRICHED_SIZE, Bins
+from export.family import NATIVE_PIXELS
 from export.options import (
-    NATIVE_PIXELS,
     Checkpoint,
     Force,
     MaxBatch,

@@ -3,65 +3,49 @@
 
 The released network compares a query with the mean vector z of one support, and refines its mask in
 several passes: each takes the soft-max of the one before it, the first takes zeros. Only what comes
-after the history's way in is run again; and of a comparison, only what depends on z.
+after the history's way in is run again; and of a comparison, only what depends on z. Published
+numbers are of images at their own size, and of queries at three scales, which is optional here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from export.methods.blocks import CaffeResnet50, ImagenetInput, corner_matrix, masked_means
+from export.methods.blocks import corner_matrix, masked_means
 from export.methods.refinement import (
     CHANNELS,
     ComparedFeatures,
-    ComparedVectors,
-    Refinement,
+    activated,
     comparing_convolution,
     convolution_at,
     pyramid,
     residual_branch,
 )
+from export.methods.scaled import SCALES, Comparison, Passes, PhiNetwork, shrunk, summed
 
 AREA_EPSILON = 5e-4
 """Added to the area of a shrunk mask."""
 
+Grid = tuple[int, int]
 
-class CanetNetwork(CaffeResnet50):
+
+class CanetNetwork(PhiNetwork):
     """The network with the keys of the official checkpoints (without their leading `module.`)."""
 
     def __init__(self) -> None:
         """Builds the network with random weights."""
         super().__init__()
-        self.layer5 = _activated(nn.Conv2d(512 + 1024, CHANNELS, 3, padding=2, dilation=2))
-        self.layer55 = _activated(comparing_convolution(vectors=1))
+        self.layer55 = activated(comparing_convolution(vectors=1))
         self.residule1 = residual_branch(CHANNELS + 2)
         self.residule2 = residual_branch(CHANNELS)
         self.residule3 = residual_branch(CHANNELS)
         for number, convolution in enumerate(pyramid()):
-            self.add_module(f"layer6_{number}", _activated(convolution))
-        self.layer7 = _activated(nn.Conv2d(5 * CHANNELS, CHANNELS, 1))
+            self.add_module(f"layer6_{number}", activated(convolution))
+        self.layer7 = activated(nn.Conv2d(5 * CHANNELS, CHANNELS, 1))
         self.layer9 = nn.Conv2d(CHANNELS, 2, 1)
-
-    def phi(self, images: Tensor) -> Tensor:
-        """Computes features, float32 [batch, 256, h, w], of normalised images [batch, 3, H, W]."""
-        features: Tensor = self.layer5(self.middle(images))
-        return features
-
-
-class CanetFeatures(nn.Module):
-    """The `features` graph: a photograph to phi."""
-
-    def __init__(self, network: CanetNetwork) -> None:
-        super().__init__()
-        self.normalise = ImagenetInput()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Turns RGB uint8 [batch, H, W, 3] into phi, float32 [batch, 256, h, w], none negative."""
-        return self.network.phi(self.normalise(image))
 
 
 class CanetGuide(nn.Module):
@@ -70,15 +54,18 @@ class CanetGuide(nn.Module):
     rows: Tensor
     columns: Tensor
 
-    def __init__(self, size: tuple[int, int], grid: tuple[int, int]) -> None:
-        """Fixes the size of the planes [H, W] and the grid of the features [h, w]."""
+    def __init__(self, fixed: tuple[Grid, Grid] | None) -> None:
+        """Fixes the size of the planes [H, W] and the grid of the features [h, w], if not free."""
         super().__init__()
-        self.register_buffer("rows", corner_matrix(size[0], grid[0]))
-        self.register_buffer("columns", corner_matrix(size[1], grid[1]).T.contiguous())
+        self.fixed = fixed is not None
+        if fixed is not None:
+            size, grid = fixed
+            self.register_buffer("rows", corner_matrix(size[0], grid[0]))
+            self.register_buffer("columns", corner_matrix(size[1], grid[1]).T.contiguous())
 
-    def shrink(self, masks: Tensor) -> Tensor:
+    def shrink(self, masks: Tensor, grid: tuple[int, int]) -> Tensor:
         """Resizes masks [batch, K, H, W] bilinearly, corners on corners, to [batch, K, h, w]."""
-        return self.rows @ (masks @ self.columns)
+        return self.rows @ (masks @ self.columns) if self.fixed else shrunk(masks, grid)
 
     def forward(self, features: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Averages features.
@@ -92,7 +79,11 @@ class CanetGuide(nn.Module):
             way that the shot shows, else 0.
         """
         masks = planes[:, 1:]
-        vectors = masked_means(features, self.shrink(masks), AREA_EPSILON)
+        vectors = masked_means(
+            features,
+            self.shrink(masks, (features.shape[2], features.shape[3])),
+            AREA_EPSILON,
+        )
         return vectors, (masks.amax(dim=(2, 3)) > 0).float()
 
 
@@ -106,16 +97,10 @@ class CanetQuery(ComparedFeatures):
 class _Refinement(nn.Module):
     """From the two halves of a comparison to margins, pass by pass."""
 
-    def __init__(self, network: CanetNetwork, grid: tuple[int, int], iterations: int) -> None:
+    def __init__(self, network: CanetNetwork, grid: Grid | None, iterations: int) -> None:
         super().__init__()
         self.iterations = iterations
-        self.compared_vectors = ComparedVectors(convolution_at(network.layer55), grid)
-        self.refinement = Refinement(
-            branches=(network.residule1, network.residule2, network.residule3),
-            levels=[network.get_submodule(f"layer6_{number}") for number in range(5)],
-            merging=network.layer7,
-            last=network.layer9,
-        )
+        self.comparison = Comparison(network, network.residule1, grid)
 
     def forward(self, compared: Tensor, vectors: Tensor) -> Tensor:
         """Returns the last pass' margins.
@@ -132,11 +117,12 @@ class _Refinement(nn.Module):
 
     def passes(self, compared: Tensor, vectors: Tensor) -> Iterator[Tensor]:
         """Yields the margins of each pass, float32 [batch, K, h, w]."""
-        guided = torch.relu(compared[:, None] + self.compared_vectors(vectors)).flatten(0, 1)
-        entered = self.refinement.entered(guided)
+        refinement = self.comparison.refinement
+        guided = self.comparison.guided(compared, vectors)
+        entered = refinement.entered(guided)
         foreground = None
         for _ in range(self.iterations):
-            margins = self.refinement(guided, entered, foreground)
+            margins = refinement(guided, entered, foreground)
             yield margins.reshape(*vectors.shape[:2], *margins.shape[2:])
             foreground = torch.sigmoid(margins)
 
@@ -144,12 +130,12 @@ class _Refinement(nn.Module):
 class CanetDecode(nn.Module):
     """The `decode` graph where a task has one vector per way: comparison and refinement."""
 
-    def __init__(self, network: CanetNetwork, grid: tuple[int, int], iterations: int) -> None:
+    def __init__(self, network: CanetNetwork, grid: Grid | None, iterations: int) -> None:
         """Fixes grid and passes.
 
         Args:
             network: With its weights.
-            grid: Of the features [h, w].
+            grid: Of the features [h, w], unless it is free.
             iterations: Passes; the first one has no history.
         """
         super().__init__()
@@ -172,7 +158,7 @@ class CanetDecode(nn.Module):
 class CanetShotsDecode(nn.Module):
     """The `decode` graph where every shot is compared alone, and their probabilities averaged."""
 
-    def __init__(self, network: CanetNetwork, grid: tuple[int, int], iterations: int) -> None:
+    def __init__(self, network: CanetNetwork, grid: Grid | None, iterations: int) -> None:
         """See `CanetDecode`."""
         super().__init__()
         self.refinement = _Refinement(network, grid, iterations)
@@ -190,13 +176,104 @@ class CanetShotsDecode(nn.Module):
             that of background, averaged over the shots that show the way.
         """
         margins: Tensor = self.refinement(compared, vectors.flatten(1, 2))
-        margins = margins.reshape(*vectors.shape[:3], *margins.shape[2:])
-        shown = (vectors.abs().amax(dim=3) > 0).float() * validity.unsqueeze(2)
-        # The soft-max of two: P(foreground) - P(background) = tanh(margin / 2).
-        differences = torch.tanh(0.5 * margins) * shown[..., None, None]
-        count = shown.sum(dim=1).clamp(min=1.0)[..., None, None]
-        return (differences.sum(dim=1) / count).unsqueeze(2)
+        return _mean_probabilities(margins, vectors, validity).unsqueeze(2)
 
 
-def _activated(convolution: nn.Conv2d) -> nn.Sequential:
-    return nn.Sequential(convolution, nn.ReLU())
+class _ScaledRefinement(nn.Module):
+    """From comparisons at three scales to margins, pass by pass.
+
+    How the scales of a pass come together is no more known than that they are averaged: margins
+    are, at the image's size, and the next pass sees their mean, as SCL's evaluation does with sums.
+    """
+
+    def __init__(self, network: CanetNetwork, iterations: int) -> None:
+        super().__init__()
+        self.passes = Passes(network, network.residule1, iterations)
+
+    def forward(
+        self, scales: Sequence[Tensor], size: tuple[int, int], vectors: Tensor, extent: Tensor
+    ) -> Tensor:
+        """Returns the last pass' margins, float32 [batch, K, H, W], the mean of all scales.
+
+        Args:
+            scales: Of `ScaledQuery`, each float32 [batch, 256, h, w].
+            size: Rows and columns of the image.
+            vectors: z, float32 [batch, K, 256].
+            extent: The same size, float32 [batch, 2]; a batch holds images of one size.
+        """
+        together = vectors.unsqueeze(1)
+        shares = torch.ones_like(together[..., 0]) / len(SCALES)
+        return summed(self.passes(scales, together, shares, extent[0]), size)
+
+
+class CanetScaledDecode(nn.Module):
+    """The `decode` graph of several scales where a task has one vector per way."""
+
+    def __init__(self, network: CanetNetwork, iterations: int) -> None:
+        """Takes the weights and the number of passes."""
+        super().__init__()
+        self.refinement = _ScaledRefinement(network, iterations)
+
+    def forward(
+        self,
+        smaller: Tensor,
+        compared: Tensor,
+        larger: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        vectors: Tensor,
+        extent: Tensor,
+    ) -> Tensor:
+        """See `CanetDecode.forward` and `ScaledQuery.forward`; `extent` is the image's size.
+
+        Returns:
+            `logits` float32 [batch, ways, 1, H, W] at the image's size.
+        """
+        scales, size = (smaller, compared, larger), (rows.shape[1], columns.shape[1])
+        margins: Tensor = self.refinement(scales, size, vectors, extent)
+        return margins.unsqueeze(2)
+
+
+class CanetScaledShotsDecode(nn.Module):
+    """The `decode` graph of several scales where probabilities of shots are averaged."""
+
+    def __init__(self, network: CanetNetwork, iterations: int) -> None:
+        """Takes the weights and the number of passes."""
+        super().__init__()
+        self.refinement = _ScaledRefinement(network, iterations)
+
+    def forward(
+        self,
+        smaller: Tensor,
+        compared: Tensor,
+        larger: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        vectors: Tensor,
+        validity: Tensor,
+        extent: Tensor,
+    ) -> Tensor:
+        """See `CanetShotsDecode.forward` and `ScaledQuery.forward`; `extent` is the image's size.
+
+        Returns:
+            `logits` float32 [batch, ways, 1, H, W] in [-1, 1], at the image's size.
+        """
+        scales, size = (smaller, compared, larger), (rows.shape[1], columns.shape[1])
+        margins = self.refinement(scales, size, vectors.flatten(1, 2), extent)
+        return _mean_probabilities(margins, vectors, validity).unsqueeze(2)
+
+
+def _mean_probabilities(margins: Tensor, vectors: Tensor, validity: Tensor) -> Tensor:
+    """Averages the probability of foreground minus that of background, [batch, ways, h, w].
+
+    Args:
+        margins: float32 [batch, shots * ways, h, w].
+        vectors: float32 [batch, shots, ways, 256], zero for ways that a shot does not show.
+        validity: float32 [batch, shots].
+    """
+    apart = margins.reshape(*vectors.shape[:3], *margins.shape[2:])
+    shown = (vectors.abs().amax(dim=3) > 0).float() * validity.unsqueeze(2)
+    # The soft-max of two: P(foreground) - P(background) = tanh(margin / 2).
+    differences = torch.tanh(0.5 * apart) * shown[..., None, None]
+    count = shown.sum(dim=1).clamp(min=1.0)[..., None, None]
+    return differences.sum(dim=1) / count

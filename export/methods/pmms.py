@@ -263,8 +263,9 @@ class PmmsDecode(nn.Module):
 
     def _guided(self, compared: Tensor, objects: Tensor, probability: Tensor) -> Tensor:
         """Adds up the comparisons with all directions: float32 [batch * ways, 256, h, w]."""
+        grid = (compared.shape[2], compared.shape[3])
         alike = [
-            torch.relu(compared[:, None] + self.vectors(objects[:, :, number]))
+            torch.relu(compared[:, None] + self.vectors(objects[:, :, number], grid))
             for number in range(objects.shape[2])
         ]
         maps = torch.stack(alike).sum(dim=0).flatten(0, 1)

@@ -32,6 +32,11 @@ def residual_branch(inputs: int) -> nn.Sequential:
     )
 
 
+def activated(convolution: nn.Conv2d) -> nn.Sequential:
+    """A convolution and ReLU; the checkpoints number the convolution 0."""
+    return nn.Sequential(convolution, nn.ReLU())
+
+
 def comparing_convolution(vectors: int) -> nn.Conv2d:
     """The convolution that compares features with so many tiled vectors, features first."""
     return nn.Conv2d(
@@ -92,15 +97,14 @@ class ComparedVectors(nn.Module):
         self.weight = nn.Parameter(convolution.weight[:, CHANNELS:].flatten(2))
         self.register_buffer("taps", None if grid is None else _tap_cover(*grid))
 
-    def forward(self, vectors: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
         """Turns vectors [batch, K, channels] into float32 [batch, K, 256, h, w].
 
         Args:
             vectors: To be tiled.
-            grid: To tile them over, where it is free.
+            grid: To tile them over; that which was fixed, if one was.
         """
-        taps = self.taps if grid is None else _tap_cover(*grid)
-        assert taps is not None
+        taps = _tap_cover(*grid) if self.taps is None else self.taps
         products = torch.einsum("bkc,oct->bkot", vectors, self.weight)
         maps = products @ taps.flatten(1)
         return maps.reshape(*maps.shape[:3], *taps.shape[1:])

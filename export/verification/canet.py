@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from export.canet_family import ShotMerge, canet_checkpoint, canet_family
 from export.family import Family
 from export.goldens import Golden, read_keys, seeded_checkpoint
-from export.methods.canet import CanetDecode, CanetFeatures, CanetGuide, CanetShotsDecode
+from export.methods.canet import CanetDecode, CanetGuide, CanetShotsDecode
+from export.methods.scaled import PhiFeatures
 from export.verification.comparing import map_error, relative, worst
 from export.verification.driver import EMBEDDED, INPUT, TORCH, Application, Gateway, verify
 from export.verification.episode import network_image, network_mask
@@ -87,7 +88,7 @@ class _Canet:
     def compare_input(self, golden: Golden, family: Family) -> Iterator[Measure]:
         arrays, episode = golden.arrays, self.episode(golden)
         features = family.graphs[0].module
-        assert isinstance(features, CanetFeatures)
+        assert isinstance(features, PhiFeatures)
         for name, image in (("query", episode.query), ("support0", episode.supports[0][0])):
             values = features.normalise(torch.tensor(image)[None])[0].numpy()
             error = map_error(values, arrays, f"{name}_tensor")
@@ -97,8 +98,9 @@ class _Canet:
         yield Measure(golden.name, INPUT, "masks, pixels", wrong, 0.0)
         guide = family.graphs[2].module
         assert isinstance(guide, CanetGuide)
-        soft = guide.shrink(torch.from_numpy(masks[:1])).numpy()
-        error = worst(soft, arrays["support_mask_feature_grid"])
+        wanted = arrays["support_mask_feature_grid"]
+        soft = guide.shrink(torch.from_numpy(masks[:1]), wanted.shape[2:]).numpy()
+        error = worst(soft, wanted)
         yield Measure(golden.name, INPUT, "mask on the grid", error, INPUT_TOLERANCE)
 
     def compare(

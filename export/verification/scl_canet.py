@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from export.family import Family
 from export.goldens import Golden, read_model_keys
+from export.methods.scaled import PhiFeatures, shrunk
 from export.methods.scl import shot_weights
 from export.methods.scl_canet import (
-    SclCanetFeatures,
     SclCanetGuide,
     SclCanetRefiningDecode,
     SclCanetScaledDecode,
-    shrunk,
 )
 from export.scl_canet_family import scl_canet_checkpoint, scl_canet_family
 from export.verification.comparing import HALF_PRECISION, relative, sigmoid, worst
@@ -91,7 +90,7 @@ class _SclCanet:
     def compare_input(self, golden: Golden, family: Family) -> Iterator[Measure]:
         arrays, episode = golden.arrays, self.episode(golden)
         features = family.graphs[0].module
-        assert isinstance(features, SclCanetFeatures)
+        assert isinstance(features, PhiFeatures)
         values = features.normalise(torch.tensor(episode.query)[None])[0].numpy()
         wanted = arrays.get("query_tensor", arrays.get("query_tensor_crop"))
         if wanted is not None:
@@ -145,7 +144,7 @@ SCL_CANET: Method = _SclCanet()
 def _measure_support(golden: Golden, family: Family) -> Measure:
     """Compares the first segmentation of the first support by itself."""
     features, guide = family.graphs[0].module, family.graphs[2].module
-    assert isinstance(features, SclCanetFeatures)
+    assert isinstance(features, PhiFeatures)
     assert isinstance(guide, SclCanetGuide)
     image, _ = _supports(golden)[0]
     with torch.no_grad():

@@ -13,8 +13,12 @@ from export.methods.canet import (
     CanetGuide,
     CanetNetwork,
     CanetQuery,
+    CanetScaledDecode,
+    CanetScaledShotsDecode,
     CanetShotsDecode,
 )
+from export.methods.refinement import convolution_at
+from export.methods.scaled import PhiFeatures, ScaledQuery
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens" / "canet"
 GRID = (9, 7)
@@ -71,11 +75,12 @@ def test_files_of_other_networks_are_named(network, tmp_path):
         canet_checkpoint(path)
 
 
-def test_vectors_are_averages_under_soft_masks():
+@pytest.mark.parametrize("fixed", [((65, 50), GRID), None])
+def test_vectors_are_averages_under_soft_masks(fixed):
     features = torch.rand(1, 256, *GRID)
     planes = (torch.rand(1, 3, 65, 50) > 0.5).float()
     planes[0, 2] = 0
-    vectors, weights = CanetGuide((65, 50), GRID)(features, planes)
+    vectors, weights = CanetGuide(fixed)(features, planes)
     soft = torch.nn.functional.interpolate(
         planes[:, 1:2], size=GRID, mode="bilinear", align_corners=True
     )
@@ -85,28 +90,91 @@ def test_vectors_are_averages_under_soft_masks():
     assert not vectors[0, 1].any()
 
 
-def official_passes(network, features, vector, iterations):
-    """Steps 4 to 8 of the specification, with tiled vectors and both channels everywhere."""
+def official_pass(network, features, vector, history):
+    """Steps 4 to 7 of the specification, with tiled vectors and both channels everywhere."""
     tiled = vector[:, :, None, None].expand(-1, -1, *features.shape[2:])
     compared = network.layer55(torch.cat([features, tiled], dim=1))
+    history = torch.nn.functional.interpolate(
+        history, size=features.shape[2:], mode="bilinear", align_corners=True
+    )
+    maps = compared + network.residule1(torch.cat([compared, history], dim=1))
+    maps = maps + network.residule2(maps)
+    maps = maps + network.residule3(maps)
+    pooled = network.layer6_0(maps.mean(dim=(2, 3), keepdim=True)).expand_as(maps)
+    levels = [network.get_submodule(f"layer6_{n}")(maps) for n in range(1, 5)]
+    return network.layer9(network.layer7(torch.cat([pooled, *levels], dim=1)))
+
+
+def official_passes(network, features, vector, iterations):
+    """Step 8: every pass sees the soft-max of the one before it."""
     history = torch.zeros(len(features), 2, *features.shape[2:])
     for _ in range(iterations):
-        maps = compared + network.residule1(torch.cat([compared, history], dim=1))
-        maps = maps + network.residule2(maps)
-        maps = maps + network.residule3(maps)
-        pooled = network.layer6_0(maps.mean(dim=(2, 3), keepdim=True)).expand_as(maps)
-        levels = [network.get_submodule(f"layer6_{n}")(maps) for n in range(1, 5)]
-        logits = network.layer9(network.layer7(torch.cat([pooled, *levels], dim=1)))
+        logits = official_pass(network, features, vector, history)
         history = logits.softmax(dim=1)
     return logits
 
 
+def scaled_passes(network, image, vector, iterations):
+    """The mean of three scales of a normalised image, as SCL's evaluation adds them up."""
+
+    def resized(maps, size):
+        return torch.nn.functional.interpolate(maps, size=size, mode="bilinear")
+
+    size = image.shape[2:]
+    history = torch.zeros(1, 2, *size)
+    for _ in range(iterations):
+        scales = []
+        for scale in (0.7, 1.0, 1.3):
+            scaled = resized(image, [int(side * scale) for side in size])
+            logits = official_pass(network, network.phi(scaled), vector, history)
+            scales.append(resized(logits, size))
+        mean = torch.stack(scales).mean(dim=0)
+        history = mean.softmax(dim=1)
+    return mean
+
+
+@pytest.fixture(scope="module")
+def scaled_query(network):
+    """A normalised image at its own size, and the graphs' comparison of it at three scales."""
+    torch.manual_seed(3)
+    photograph = torch.randint(0, 256, (1, 67, 91, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        features, image = PhiFeatures(network, image=True)(photograph)
+        query = ScaledQuery(network, convolution_at(network.layer55))(features, image)
+    return image, query
+
+
+def test_scales_of_a_query_are_averaged_pass_by_pass(network, scaled_query):
+    image, query = scaled_query
+    vectors, extent = torch.rand(1, 2, 256), torch.tensor([[67.0, 91.0]])
+    with torch.no_grad():
+        logits = CanetScaledDecode(network, 3)(*query, vectors, extent)
+        for way in range(2):
+            wanted = scaled_passes(network, image, vectors[:, way], 3)
+            torch.testing.assert_close(
+                logits[:, way, 0], wanted[:, 1] - wanted[:, 0], rtol=1e-3, atol=1e-4
+            )
+
+
+def test_probabilities_of_shots_are_averaged_at_several_scales(network, scaled_query):
+    image, query = scaled_query
+    vectors, extent = torch.rand(1, 3, 1, 256), torch.tensor([[67.0, 91.0]])
+    vectors[0, 1] = 0
+    with torch.no_grad():
+        decode = CanetScaledShotsDecode(network, 2)
+        logits = decode(*query, vectors, torch.tensor([[1.0, 1.0, 1.0]]), extent)
+        runs = [scaled_passes(network, image, vectors[:, shot, 0], 2) for shot in (0, 2)]
+        mean = torch.stack([run.softmax(dim=1) for run in runs]).mean(dim=0)
+    torch.testing.assert_close(logits[:, 0, 0], mean[:, 1] - mean[:, 0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [GRID, None])
 @pytest.mark.parametrize("iterations", [1, 3])
-def test_every_way_is_refined_as_a_run_of_its_own(network, iterations):
+def test_every_way_is_refined_as_a_run_of_its_own(network, iterations, grid):
     features, vectors = torch.rand(2, 256, *GRID), torch.rand(2, 3, 256)
     with torch.no_grad():
         compared = CanetQuery(network)(features)
-        logits = CanetDecode(network, GRID, iterations)(compared, vectors)
+        logits = CanetDecode(network, grid, iterations)(compared, vectors)
         for way in range(3):
             wanted = official_passes(network, features, vectors[:, way], iterations)
             torch.testing.assert_close(
@@ -130,16 +198,17 @@ def test_probabilities_are_averaged_over_the_shots_that_show_the_way(network):
 
 
 def test_settings_that_change_the_graphs_change_the_name(network):
-    def name(**options):
-        family = canet_family(
-            alias="canet", network=network, size=(65, 65), provenance={}, **options
-        )
+    def name(size=(65, 65), **options):
+        family = canet_family(alias="canet", network=network, size=size, provenance={}, **options)
         return family.name
 
     names = {name(), name(iterations=1), name(merge=ShotMerge.PROBABILITY)}
-    assert len(names) == 3
+    names |= {name(None), name(None, multi_scale=True)}
+    assert len(names) == 5
     assert name() == name(iterations=5)
     with pytest.raises(ExportError, match="1 to 20 iterations, not 0"):
         name(iterations=0)
+    with pytest.raises(ExportError, match="give --size native"):
+        name(multi_scale=True)
     with pytest.raises(ExportError, match="between 32 and 2048"):
         canet_family(alias="canet", network=network, size=(16, 16), provenance={})

@@ -70,6 +70,16 @@ def parameters(repository: Path) -> dict[str, str]:
         ),
         ("canet", "", ("--merge", "probability"), {"fewseg.score": "linear"}),
         (
+            "canet",
+            "",
+            ("--size", "native", "--multi-scale", "--max-pixels", 300000),
+            {
+                "fewseg.input_size": "native",
+                "fewseg.extent": "decode",
+                "fewseg.max_pixels": "300000",
+            },
+        ),
+        (
             "pfenet",
             "vgg16_bn",
             ("--size", "641", "--bins", "1.0,0.5,0.25,0.125"),
@@ -104,7 +114,8 @@ def test_methods_are_exported_as_asked(tmp_path, method, model, options, expecte
 @pytest.mark.parametrize(
     ("method", "model", "options", "expected"),
     [
-        ("canet", "", ("--iterations", 2), {"iterations": "2"}),
+        ("canet", "", ("--iterations", 2), {"iterations": "2", "scales": "1"}),
+        ("canet", "", ("--size", "native", "--multi-scale"), {"scales": "0.7,1,1.3"}),
         ("cyctr", "", (), {"token_labels": "by-number", "sample_seed": "0"}),
         ("repri", "resnet50", ("--size", "97", "--updates", 50), {"updates": "50"}),
         ("mmformer", "v1", ("--size", "64", "--merge", "object"), {"merge": "object"}),
