@@ -16,6 +16,7 @@ from export.methods.asgnet import (
     AsgnetGuide,
     AsgnetNetwork,
     AsgnetQuery,
+    Association,
 )
 from export.methods.enrichment import CHANNELS, scale_sides
 from export.methods.seeding import MOST
@@ -58,6 +59,7 @@ def asgnet_family(
     size: tuple[int, int],
     provenance: Mapping[str, str],
     bins: Sequence[float] = BINS,
+    association: Association = Association.DISTANCE,
     max_batch: int = MAX_BATCH,
 ) -> Family:
     """Splits ASGNet into graphs.
@@ -68,6 +70,7 @@ def asgnet_family(
         size: Rows and columns of the network's input, which are equal.
         provenance: For people.
         bins: Scales of enrichment, see `scale_sides`.
+        association: How points belong to clusters.
         max_batch: Most queries that run together.
 
     Returns:
@@ -100,7 +103,7 @@ def asgnet_family(
             Graph("query_features", AsgnetQuery(network, side, bins), (features,), (units, query)),
             Graph(
                 "guide",
-                AsgnetGuide(network, side),
+                AsgnetGuide(network, side, association),
                 (features, TensorSpec("planes", (Free.PLANES, *size))),
                 (prototypes, real),
             ),
@@ -113,7 +116,7 @@ def asgnet_family(
         ),
         weights_digest=digest,
         max_batch=max_batch,
-        settings={"bins": ",".join(map(str, bins))},
+        settings={"bins": ",".join(map(str, bins)), "association": association.value},
         provenance={
             "exporter": exporter_version(),
             "tensors_sha256": digest,

@@ -11,6 +11,7 @@ import typer
 
 from export import pfenet_family
 from export.dense_commands import Write
+from export.methods.pfenet import Masking
 from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
 
 ENRICHED_SIZE = "473"
@@ -34,6 +35,14 @@ def add_commands(
         out: Out,
         checkpoint: Checkpoint,
         bins: Bins = "60,30,15,8",
+        masking: Annotated[
+            Masking,
+            typer.Option(
+                help="What of a support is masked for the prior. both: what goes into layer4 and "
+                "what comes out, as in the code. output: what comes out, as in the paper; a new "
+                "annotation then costs next to nothing."
+            ),
+        ] = Masking.BOTH,
         name: Annotated[str, typer.Option(help="What tasks call the model.")] = "pfenet",
         size: Size = ENRICHED_SIZE,
         max_batch: MaxBatch = pfenet_family.MAX_BATCH,
@@ -48,6 +57,7 @@ def add_commands(
                 size=parse_size(size),
                 bins=pfenet_family.parse_bins(bins),
                 provenance={"weights": checkpoint.name},
+                masking=masking,
                 max_batch=max_batch,
             )
             write(family, out, force=force, prune=prune)

@@ -12,6 +12,7 @@ import typer
 from export import asgnet_family, pmms_family
 from export.dense_commands import Write
 from export.enriched_commands import ENRICHED_SIZE, Bins
+from export.methods.asgnet import Association
 from export.options import Checkpoint, Force, MaxBatch, Out, Prune, Size, parse_size
 from export.pfenet_family import parse_bins
 
@@ -64,6 +65,14 @@ def add_commands(
         out: Out,
         checkpoint: Checkpoint,
         bins: Bins = "60,30,15,8",
+        association: Annotated[
+            Association,
+            typer.Option(
+                help="What a point's part in a cluster is the exponential of. distance: minus its "
+                "distance from the centre, as in the code. square: minus the square, as in the "
+                "paper."
+            ),
+        ] = Association.DISTANCE,
         name: Annotated[str, typer.Option(help="What tasks call the model.")] = "asgnet",
         size: Size = ENRICHED_SIZE,
         max_batch: MaxBatch = asgnet_family.MAX_BATCH,
@@ -77,6 +86,7 @@ def add_commands(
                 network=asgnet_family.asgnet_checkpoint(checkpoint),
                 size=parse_size(size),
                 bins=parse_bins(bins),
+                association=association,
                 provenance={"weights": checkpoint.name},
                 max_batch=max_batch,
             )

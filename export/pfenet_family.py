@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from export.checkpoints import fill_network, read_checkpoint
@@ -12,11 +13,14 @@ from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_te
 from export.letterboxed import LETTERBOX, POST_CHAIN, letterbox_side, position_buckets
 from export.methods.enrichment import CHANNELS, SCALES, scale_sides
 from export.methods.pfenet import (
+    Masking,
     PfenetDecode,
     PfenetFeatures,
     PfenetGuide,
     PfenetNetwork,
     PfenetQuery,
+    PfenetWholeFeatures,
+    PfenetWholeGuide,
 )
 from export.methods.trunks import backbone_of
 from export.provenance import exporter_version
@@ -74,6 +78,7 @@ def pfenet_family(
     size: tuple[int, int],
     provenance: Mapping[str, str],
     bins: Sequence[float] = BINS,
+    masking: Masking = Masking.BOTH,
     max_batch: int = MAX_BATCH,
 ) -> Family:
     """Splits PFENet into graphs.
@@ -84,6 +89,7 @@ def pfenet_family(
         size: Rows and columns of the network's input, which are equal.
         provenance: For people.
         bins: Scales of enrichment, see `scale_sides`.
+        masking: What of a support is masked for the prior.
         max_batch: Most queries that run together.
 
     Returns:
@@ -98,8 +104,32 @@ def pfenet_family(
     if min(sides) < 1:
         raise ExportError(f"An input of {side}x{side} is too small for the scales {list(bins)}.")
     feature_shape(network.layer0, size)
-    image = TensorSpec("image", (*size, 3), "uint16")
-    planes = TensorSpec("planes", (Free.PLANES, *size))
+    digest = digest_of_tensors(network.state_dict())
+    return Family(
+        alias=alias,
+        serving=_serving(size, grid),
+        graphs=_graphs(network, side, bins, masking),
+        weights_digest=digest,
+        max_batch=max_batch,
+        settings={"bins": ",".join(map(str, bins)), "masking": masking.value},
+        provenance={
+            "exporter": exporter_version(),
+            "tensors_sha256": digest,
+            "backbone": str(network.backbone),
+            "code_licence": "none stated by its authors",
+            "weights_licence": "not stated by their authors",
+            **provenance,
+        },
+    )
+
+
+def _graphs(
+    network: PfenetNetwork, side: int, bins: Sequence[float], masking: Masking
+) -> tuple[Graph, ...]:
+    grid = network.grid(side)
+    sides = scale_sides(grid, bins)
+    image = TensorSpec("image", (side, side, 3), "uint16")
+    planes = TensorSpec("planes", (Free.PLANES, side, side))
     channels = network.channels
     features = TensorSpec("features", (channels.layer3 + 2 * CHANNELS, grid, grid))
     high = TensorSpec("high", (channels.layer4, grid, grid))
@@ -110,37 +140,22 @@ def pfenet_family(
     stacked = tuple(spec.stacked() for spec in (positions, weights))
     validity = TensorSpec("validity", (Free.SHOTS,))
     logits = TensorSpec("logits", (Free.WAYS, 1, grid, grid))
-    digest = digest_of_tensors(network.state_dict())
-    return Family(
-        alias=alias,
-        serving=_serving(size, grid),
-        graphs=(
-            Graph("features", PfenetFeatures(network), (image,), (features,)),
-            Graph("query_features", PfenetQuery(network, side, bins), (features,), (high, query)),
-            Graph(
-                "guide",
-                PfenetGuide(network, side),
-                (features, planes),
-                (prototypes, positions, weights),
-            ),
-            Graph(
-                "decode",
-                PfenetDecode(network, side, bins),
-                (high, query, prototypes, *stacked, validity),
-                (logits,),
-            ),
-        ),
-        weights_digest=digest,
-        max_batch=max_batch,
-        settings={"bins": ",".join(map(str, bins))},
-        provenance={
-            "exporter": exporter_version(),
-            "tensors_sha256": digest,
-            "backbone": str(network.backbone),
-            "code_licence": "none stated by its authors",
-            "weights_licence": "not stated by their authors",
-            **provenance,
-        },
+    guidance = (prototypes, positions, weights)
+    given = (high, query, prototypes, *stacked, validity)
+    if masking is Masking.OUTPUT:
+        support = TensorSpec("support", (CHANNELS, grid, grid))
+        high = replace(high, dtype="float16")
+        whole = PfenetWholeFeatures(network, side, bins)
+        return (
+            Graph("features", whole, (image,), (support, high, query)),
+            Graph("guide", PfenetWholeGuide(network, side), (support, high, planes), guidance),
+            Graph("decode", PfenetDecode(network, side, bins), (high, *given[1:]), (logits,)),
+        )
+    return (
+        Graph("features", PfenetFeatures(network), (image,), (features,)),
+        Graph("query_features", PfenetQuery(network, side, bins), (features,), (high, query)),
+        Graph("guide", PfenetGuide(network, side), (features, planes), guidance),
+        Graph("decode", PfenetDecode(network, side, bins), given, (logits,)),
     )
 
 

@@ -8,6 +8,7 @@ is guided by the prototype that it resembles most.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,15 @@ class AsgnetNetwork(EnrichmentNetwork):
         self.corr_conv = nn.ModuleList(merging(2 * CHANNELS + 1) for _ in range(SCALES))
 
 
+class Association(StrEnum):
+    """How a point's part in a cluster falls off with its distance from the centre."""
+
+    #: With the exponential of the distance, as in the code.
+    DISTANCE = "distance"
+    #: With that of its square, as in the paper.
+    SQUARE = "square"
+
+
 class AsgnetFeatures(nn.Module):
     """The `features` graph: a photograph to features that serve both roles."""
 
@@ -74,10 +84,16 @@ class AsgnetGuide(nn.Module):
     shrink: Tensor
     places: Tensor
 
-    def __init__(self, network: AsgnetNetwork, size: int) -> None:
-        """Fixes the side of the planes."""
+    def __init__(
+        self,
+        network: AsgnetNetwork,
+        size: int,
+        association: Association = Association.DISTANCE,
+    ) -> None:
+        """Fixes the side of the planes, and how points belong to clusters."""
         super().__init__()
         side = network.grid(size)
+        self.association = association
         self.seeding = Seeding(size, side)
         self.register_buffer("shrink", corner_matrix(size, side))
         axis = torch.arange(side, dtype=torch.float32)
@@ -130,7 +146,9 @@ class AsgnetGuide(nn.Module):
         for _ in range(ROUNDS):
             far = (centres.unsqueeze(3) - vectors[:, None, None]).square().sum(dim=4)
             apart = (places.unsqueeze(3) - self.places).square().sum(dim=4)
-            distance = (far + apart / PLACE_WEIGHT).sqrt()
+            distance = far + apart / PLACE_WEIGHT
+            if self.association is Association.DISTANCE:
+                distance = distance.sqrt()
             # Over the points of a centre, which makes the nearest one's distance fall out.
             likely = (-distance).masked_fill(~covered.unsqueeze(2), -torch.inf)
             nearest = likely.amax(dim=3, keepdim=True).clamp(min=-1e30)

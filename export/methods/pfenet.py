@@ -3,11 +3,14 @@
 
 Of an image, everything up to layer3 serves both roles. layer4 runs on the whole of a query, and for
 each annotation once more on the support's masked layer3; both times it is the most costly stage.
+The paper masks no more than what layer4 returns: a support's layer4 then is the image's, as a
+query's is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +32,15 @@ AREA_EPSILON = 5e-4
 
 FIXED_POINT = 256.0
 """What stands for 1 in an image tensor of 8.8 fixed point."""
+
+
+class Masking(StrEnum):
+    """What of a support is masked for the prior."""
+
+    #: What goes into layer4 and what comes out, as in the code.
+    BOTH = "both"
+    #: What comes out of layer4, as in the paper.
+    OUTPUT = "output"
 
 
 class PfenetNetwork(EnrichmentNetwork):
@@ -80,8 +92,8 @@ def split_features(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-class PfenetGuide(nn.Module):
-    """The `guide` graph: a prototype, and the high-level features of the foreground."""
+class _Guide(nn.Module):
+    """What the `guide` graphs have in common."""
 
     rows: Tensor
     columns: Tensor
@@ -89,7 +101,6 @@ class PfenetGuide(nn.Module):
     def __init__(self, network: PfenetNetwork, size: int) -> None:
         """Fixes the side of the planes."""
         super().__init__()
-        self.layer4 = network.layer4
         shrink = corner_matrix(size, network.grid(size))
         self.register_buffer("rows", shrink)
         self.register_buffer("columns", shrink.T.contiguous())
@@ -97,6 +108,15 @@ class PfenetGuide(nn.Module):
     def shrink(self, masks: Tensor) -> Tensor:
         """Resizes masks [batch, K, S, S] corners on corners, to [batch, K, f, f]."""
         return self.rows @ (masks @ self.columns)
+
+
+class PfenetGuide(_Guide):
+    """The `guide` graph: a prototype, and the high-level features of the foreground."""
+
+    def __init__(self, network: PfenetNetwork, size: int) -> None:
+        """Fixes the side of the planes."""
+        super().__init__(network, size)
+        self.layer4 = network.layer4
 
     def forward(self, features: Tensor, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distils a shot.
@@ -113,11 +133,41 @@ class PfenetGuide(nn.Module):
         layer3, support, _ = split_features(features)
         masks = planes[:, 1:]
         cells = self.shrink(masks)
-        prototypes = masked_means(support, cells, AREA_EPSILON)
         masked = layer3[:, None] * cells[:, :, None]
         high = self.layer4(masked.flatten(0, 1))
-        high = high.reshape(*masked.shape[:2], *high.shape[1:])
-        return prototypes, stored_positions(high, cells), (masks.amax(dim=(2, 3)) > 0).float()
+        return _distilled(support, high.reshape(*masked.shape[:2], *high.shape[1:]), masks, cells)
+
+
+class PfenetWholeGuide(_Guide):
+    """The `guide` graph where layer4 sees supports whole: nothing of the trunk is run again."""
+
+    def forward(
+        self, support: Tensor, high: Tensor, planes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Distils a shot.
+
+        Args:
+            support: Of `PfenetWholeFeatures`, float32 [batch, 256, f, f].
+            high: Of it, float16 [batch, C4, f, f].
+            planes: float32 [batch, 1 + ways, S, S] of 0 and 1; background is not used.
+
+        Returns:
+            See `PfenetGuide.forward`.
+        """
+        masks = planes[:, 1:]
+        maps = high.float().unsqueeze(1).expand(-1, masks.shape[1], -1, -1, -1)
+        return _distilled(support, maps, masks, self.shrink(masks))
+
+
+def _distilled(
+    support: Tensor, high: Tensor, masks: Tensor, cells: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `PfenetGuide.forward`; `high` is float32 [batch, ways, C4, f, f]."""
+    return (
+        masked_means(support, cells, AREA_EPSILON),
+        stored_positions(high, cells),
+        (masks.amax(dim=(2, 3)) > 0).float(),
+    )
 
 
 class PfenetQuery(nn.Module):
@@ -150,6 +200,35 @@ class PfenetQuery(nn.Module):
         return unit(self.layer4(layer3), dim=1), torch.cat(parts, dim=2)
 
 
+class PfenetWholeFeatures(nn.Module):
+    """The `features` graph where layer4 sees supports whole: both roles in one.
+
+    Supports need not the query's part of the first merge; it is less than 1 % of the work, and
+    saves a graph of its own.
+    """
+
+    def __init__(self, network: PfenetNetwork, size: int, bins: Sequence[float]) -> None:
+        """Fixes the side of the input and the scales, see `enrichment.scale_sides`."""
+        super().__init__()
+        self.features = PfenetFeatures(network)
+        self.query = PfenetQuery(network, size, bins)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes all that does not depend on an annotation.
+
+        Args:
+            image: RGB, uint16 = value x 256, [batch, S, S, 3].
+
+        Returns:
+            `support`: what is pooled of a support, float32 [batch, 256, f, f]; `high`: layer4 as
+            units in half precision, float16 [batch, C4, f, f]; `query`: see `PfenetQuery.forward`.
+        """
+        features = self.features(image)
+        _, support, _ = split_features(features)
+        high, query = self.query(features)
+        return support.clone(), high.half(), query
+
+
 class PfenetDecode(nn.Module):
     """The `decode` graph: priors, and enrichment of the query by them and by the prototype."""
 
@@ -175,7 +254,7 @@ class PfenetDecode(nn.Module):
         """Segments.
 
         Args:
-            high: Of `query_features`, float32 [batch, C4, f, f].
+            high: Units of the query, float32 or float16 [batch, C4, f, f].
             query: Of `query_features`, float32 [batch, 256, cells of all scales].
             prototypes: Of the task, float32 [batch, ways, 256].
             positions: Of its shots, float16 [batch, shots, ways, N, C4].
@@ -185,7 +264,7 @@ class PfenetDecode(nn.Module):
         Returns:
             `logits` float32 [batch, ways, 1, f, f]: foreground minus background.
         """
-        prior = mean_prior(high, positions, weights, validity)
+        prior = mean_prior(high.float(), positions, weights, validity)
         sides = self.enrichment.sides
         entries = []
         for scale, part in enumerate(torch.split(query, [side**2 for side in sides], 2)):

@@ -11,7 +11,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from export.methods.asgnet import AsgnetDecode, AsgnetGuide, AsgnetNetwork, AsgnetQuery
+from export.methods.asgnet import AsgnetDecode, AsgnetGuide, AsgnetNetwork, AsgnetQuery, Association
 from export.methods.seeding import Seeding
 from export.methods.trunks import Backbone
 
@@ -94,7 +94,7 @@ def test_seeds_are_those_of_the_distance_transform(name):
         assert found[:counted].tolist() == table[:counted].tolist()
 
 
-def slow_prototypes(features: Tensor, mask: np.ndarray) -> Tensor:
+def slow_prototypes(features: Tensor, mask: np.ndarray, power: int = 1) -> Tensor:
     """Prototypes [n, 256] of one shot by section "Support side" of the specification."""
     table = slow_seeds(mask)
     counted = max(np.count_nonzero(table[:, 0]), np.count_nonzero(table[:, 1]))
@@ -108,6 +108,7 @@ def slow_prototypes(features: Tensor, mask: np.ndarray) -> Tensor:
     for _ in range(5):
         apart = centres[:, :, None] - points[None]
         distance = (apart[:, :256].square().sum(1) + apart[:, 256:].square().sum(1) / 100).sqrt()
+        distance = distance**power
         share = torch.exp(-(distance - distance.amin(dim=1, keepdim=True)))
         centres = (share / share.sum(dim=1, keepdim=True)) @ points.T
     return centres[:, :256].float()
@@ -132,6 +133,22 @@ def slow_logits(network: AsgnetNetwork, query: Tensor, prototypes: Tensor) -> Te
         levels.append(resize(maps, (SIDE, SIDE), mode="bilinear", align_corners=True))
     maps = network.res1(torch.cat(levels, dim=1))
     return network.cls(network.res2(maps) + maps)[0]
+
+
+@pytest.mark.parametrize("association", Association)
+def test_points_belong_to_clusters_by_their_distance_or_its_square(network, association):
+    torch.manual_seed(5)
+    features, mask = 0.2 * torch.randn(256, SIDE, SIDE), MASKS["large"].astype(np.float32)
+    planes = torch.tensor(np.stack([0 * mask, mask]))[None]
+    with torch.no_grad():
+        guide = AsgnetGuide(network, SIZE, association)
+        (found,), (real,) = guide(features[None], planes)
+    power = {Association.DISTANCE: 1, Association.SQUARE: 2}[association]
+    wanted = slow_prototypes(features, mask, power)
+    assert int(real[0].sum()) == len(wanted) > 1
+    torch.testing.assert_close(found[0, : len(wanted)], wanted, rtol=1e-4, atol=1e-5)
+    other = slow_prototypes(features, mask, 3 - power)
+    assert float((found[0, : len(wanted)] - other).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("shots", [("large", "box"), ("small",), ("middle", "small", "large")])

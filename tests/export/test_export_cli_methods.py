@@ -119,6 +119,13 @@ def test_methods_are_exported_as_asked(tmp_path, method, model, options, expecte
         ("cyctr", "", (), {"token_labels": "by-number", "sample_seed": "0"}),
         ("repri", "resnet50", ("--size", "97", "--updates", 50), {"updates": "50"}),
         ("mmformer", "v1", ("--size", "64", "--merge", "object"), {"merge": "object"}),
+        ("pfenet", "vgg16_bn", ("--masking", "output"), {"masking": "output"}),
+        (
+            "asgnet",
+            "resnet50_pyramid",
+            ("--association", "square"),
+            {"association": "square", "bins": "60.0,30.0,15.0,8.0"},
+        ),
         ("cyctr", "", ("--token-labels", "own"), {"token_labels": "own"}),
         ("revolver", "cofeat-late-lite-unshared", (), {"mean": "all"}),
         (

@@ -12,7 +12,14 @@ from torch import nn
 from export.errors import CheckpointError, ExportError
 from export.letterboxed import position_buckets
 from export.methods.enrichment import CHANNELS, Enrichment, pooling_matrix, scale_sides
-from export.methods.pfenet import PfenetDecode, PfenetNetwork, PfenetQuery
+from export.methods.pfenet import (
+    Masking,
+    PfenetDecode,
+    PfenetNetwork,
+    PfenetQuery,
+    PfenetWholeFeatures,
+    PfenetWholeGuide,
+)
 from export.methods.prior import prior_maps, stored_positions, unit
 from export.methods.trunks import Backbone
 from export.pfenet_family import SHARES, parse_bins, pfenet_checkpoint, pfenet_family
@@ -207,6 +214,53 @@ def query_part(network, query, bins):
         return module(torch.cat([layer3, torch.zeros_like(query), query], 1))[1]
 
 
+def test_masks_may_fall_on_the_output_of_layer4_alone(network):
+    """Two shots, one way; of images in bytes, whose normalisation is written out."""
+    torch.manual_seed(6)
+    photographs = torch.randint(0, 256, (3, SIDE, SIDE, 3))
+    masks = torch.zeros(2, SIDE, SIDE)
+    masks[0, 20:90, 30:100], masks[1, 50:120, 10:60] = 1, 1
+    bins = (9, 4, 2, 1)
+    features = PfenetWholeFeatures(network, SIDE, bins)
+    guide, decode = PfenetWholeGuide(network, SIDE), PfenetDecode(network, SIDE, bins)
+    with torch.no_grad():
+        support, high, query = features((photographs * 256).to(torch.uint16))
+        planes = torch.stack([1 - masks, masks], dim=1)
+        # Alone, as a batch pads to the shot that stores most.
+        shots = [guide(support[[shot]], high[[shot]], planes[[shot]]) for shot in range(2)]
+        most = max(positions.shape[2] for _, positions, _ in shots)
+        positions = torch.stack(
+            [nn.functional.pad(one, (0, 0, 0, most - one.shape[2])) for _, one, _ in shots], dim=1
+        )
+        prototypes = torch.stack([one for one, _, _ in shots]).mean(dim=0)
+        given = prototypes, positions, torch.ones(1, 2, 1), torch.ones(1, 2)
+        found = decode(high[2:], query[2:], *given)[0, 0, 0]
+
+        mean, spread = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+        images = ((photographs / 255 - mean) / spread).permute(0, 3, 1, 2)
+        finer = network.layer2(network.layer1(network.layer0(images)))
+        coarser = network.layer3(finer)
+        last = network.layer4(coarser)
+        both = torch.cat([coarser, resize(finer, GRID)], dim=1)
+        priors, means = [], []
+        for shot in range(2):
+            cells = resize(masks[shot][None, None], GRID)
+            pooled = network.down_supp(both[[shot]])
+            means.append((pooled * cells).sum(dim=(2, 3)) / (cells.sum() + 0.0005))
+            priors.append(official_prior(last[2:], last[[shot]], cells))
+            masked = network.layer4(coarser[[shot]] * cells)
+            other = official_prior(last[2:], masked, cells)
+            # Units are kept in half precision; random weights spread cosines by next to nothing.
+            seen = prior_maps(positions[:, [shot]], high[2:].float())[0, 0, 0]
+            torch.testing.assert_close(seen, priors[-1], rtol=0, atol=4e-3)
+            assert float((seen - other).abs().max()) > 1e-2
+        prior = torch.stack(priors).mean(dim=0)[None, None]
+        prototype = torch.stack(means).mean(dim=0)
+        wanted = official_logits(network, network.down_query(both[2:]), prototype, prior, bins)[0]
+    margins = wanted[1] - wanted[0]
+    assert float((found - margins).abs().max()) < 2e-3 * float(wanted.abs().max())
+
+
 def test_enrichment_may_take_the_finer_results_of_another_pass(network):
     enrichment = Enrichment(network, GRID, SHARES)
     with torch.no_grad():
@@ -221,12 +275,14 @@ def test_enrichment_may_take_the_finer_results_of_another_pass(network):
 
 
 def test_sizes_and_scales_that_do_not_fit_are_refused(network):
-    def family(size, bins=SHARES):
+    def family(size, bins=SHARES, **options):
+        shape = (size, size)
         return pfenet_family(
-            alias="pfenet", network=network, size=(size, size), bins=bins, provenance={}
+            alias="pfenet", network=network, size=shape, bins=bins, provenance={}, **options
         )
 
-    assert family(129).name != family(129, bins=(9, 4, 2, 1)).name
+    families = family(129), family(129, bins=(9, 4, 2, 1)), family(129, masking=Masking.OUTPUT)
+    assert len({one.name for one in families}) == 3
     with pytest.raises(ExportError, match="one more than a multiple of 8"):
         family(128)
     with pytest.raises(ExportError, match="too small for the scales"):
