@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from export import cli
 from export.configs import from_text
 from export.repository import CONFIG_FILE
 from tests.helpers.checkpoints import GOLDENS, official_content, official_state
+
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "export.md"
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -141,6 +145,38 @@ def test_settings_of_the_graphs_are_in_the_provenance(tmp_path, method, model, o
     status, output = run(method, "--checkpoint", path, "--out", out, *options)
     assert status == 0, output
     assert json.loads(parameters(out)["fewseg.provenance"]).items() >= expected.items()
+
+
+COMMON = {"out", "checkpoint", "name", "size", "max_batch", "force", "prune"}
+METHODS = {
+    name: {option.name: option for option in command.params}
+    for name, command in typer.main.get_command(cli.app).commands.items()
+    if {"checkpoint", "max_batch"} <= {option.name for option in command.params}
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_documentation_names_every_option_and_its_default(method):
+    section = DOCUMENTATION.read_text().split("## Options")[1].split("## ")[0]
+    (row,) = (line for line in section.splitlines() if line.startswith(f"| `{method}` |"))
+    _, _, size, max_batch, own, _ = row.split("|")
+    options = METHODS[method]
+    assert size.strip() == (options["size"].default if "size" in options else "each image's")
+    assert max_batch.strip() == str(options["max_batch"].default)
+    named = set()
+    for name in options.keys() - COMMON:
+        option = options[name]
+        if isinstance(option.default, bool):
+            wanted = f"`{(option.opts if option.default else option.secondary_opts)[0]}`"
+        elif option.default is None:
+            wanted = f"`{option.opts[0]}` ("
+        else:
+            value = str(option.default)
+            kept = value if value[0].isdigit() else f"`{value}`"
+            wanted = f"`{option.opts[0]}` {kept}"
+        assert wanted in own
+        named.add(wanted.split("`")[1])
+    assert named == set(re.findall(r"`(--[a-z-]+)`", own))
 
 
 def test_a_checkpoint_of_another_method_writes_nothing(tmp_path):
