@@ -19,7 +19,7 @@ from export.methods.cyctr.network import CyctrNetwork
 from export.methods.hsnet.graphs import HsnetNetwork
 from export.methods.hsnet.trunks import ResNetTaps
 from export.methods.mmformer.network import MmformerNetwork, Variant
-from export.methods.pfenet import PfenetNetwork
+from export.methods.pfenet import Masking, PfenetNetwork
 from export.methods.pmms import PmmsNetwork
 from export.methods.repri import RepriNetwork
 from export.methods.revolver import GuidedModel, GuidedNetwork
@@ -89,10 +89,25 @@ EXPORTED: Final[Mapping[str, Callable[[Common], Family]]] = {
 }
 
 
+#: The same of options that make other graphs than a method has by default.
+OTHERWISE_EXPORTED: Final[Mapping[str, Callable[[Common], Family]]] = {
+    "canet-multi-scale": lambda common: canet_family(
+        network=CanetNetwork().eval(), size=None, multi_scale=True, max_pixels=MAX_PIXELS, **common
+    ),
+    "pfenet-masked-output": lambda common: pfenet_family(
+        network=PfenetNetwork(Backbone.VGG16).eval(),
+        size=SIZE,
+        bins=(5, 3, 2, 1),
+        masking=Masking.OUTPUT,
+        **common,
+    ),
+}
+
+
 def exported(method: str) -> Family:
-    """The family of a method; its alias is the method's name."""
+    """The family of a method, or of one with options; its alias is that name."""
     torch.manual_seed(0)
-    return EXPORTED[method]({"alias": method, "provenance": {}})
+    return {**EXPORTED, **OTHERWISE_EXPORTED}[method]({"alias": method, "provenance": {}})
 
 
 def _narrow_guided() -> GuidedNetwork:

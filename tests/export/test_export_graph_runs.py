@@ -7,7 +7,7 @@ import pytest
 from export.repository import write_family
 from service.core.calls import Call
 from service.core.types import TaskName
-from tests.congruence.exported_methods import EXPORTED, exported
+from tests.congruence.exported_methods import EXPORTED, OTHERWISE_EXPORTED, exported
 from tests.helpers.gateway import (
     TASK,
     CountingTelemetry,
@@ -24,7 +24,7 @@ from tests.helpers.hollow_graphs import hollow_graph
 OTHERS = TaskName("default", "others")
 
 
-@pytest.mark.parametrize("method", EXPORTED)
+@pytest.mark.parametrize("method", [*EXPORTED, *OTHERWISE_EXPORTED])
 async def test_only_what_changed_is_computed_again(method, tmp_path):
     family = exported(method)
     write_family(family, tmp_path, export=hollow_graph)
