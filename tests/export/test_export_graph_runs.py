@@ -6,7 +6,7 @@ import pytest
 
 from export.repository import write_family
 from service.core.calls import Call
-from service.core.types import TaskName
+from service.core.types import ShotFusion, TaskName
 from tests.congruence.exported_methods import EXPORTED, OTHERWISE_EXPORTED, exported
 from tests.helpers.gateway import (
     TASK,
@@ -64,3 +64,21 @@ async def test_only_what_changed_is_computed_again(method, tmp_path):
         assert runs() == {"decode": 1}, "a second task on the same image"
         await gateway.segmenter.segment(query("s2"), Call())
         assert runs() == {"decode": 1}, "a support as the query, which was judged before"
+
+
+@pytest.mark.parametrize("method", [*EXPORTED, *OTHERWISE_EXPORTED])
+async def test_every_method_can_be_cross_guided(method, tmp_path):
+    family = exported(method)
+    write_family(family, tmp_path, export=hollow_graph)
+    costly = {"query_features": 2} if "query_features" in {g.role for g in family.graphs} else {}
+    telemetry = CountingTelemetry()
+    async with running_gateway(tmp_path, telemetry=telemetry) as gateway:
+        given = tuple(red_support(f"s{number}", seed=number) for number in (1, 2))
+        telemetry.newly_run()
+        crossed = red_registration(supports=given, fusion=ShotFusion.CROSS_GUIDED)
+        await gateway.tasks.register(crossed, Call())
+        runs = telemetry.newly_run()
+        runs.pop("merge", None)
+        assert runs == {"features": 2, "guide": 2, **costly, "decode": 4}
+        await gateway.segmenter.segment(query(red_query()), Call())
+        assert telemetry.newly_run().pop("decode") == 2
