@@ -25,6 +25,7 @@ from fewseg.evaluation import (
     random_episodes,
     read_model,
 )
+from fewseg.results import Fusion
 
 
 class Protocol(StrEnum):
@@ -48,6 +49,9 @@ def evaluate(
         str, typer.Option(help="mask, points:N, foreground-points:N, scribble or box.")
     ] = "mask",
     model: Annotated[str, typer.Option(help="Alias; the server's default without it.")] = "",
+    cross_guided: Annotated[
+        bool, typer.Option("--cross-guided", help="Weigh shots by what each says of all.")
+    ] = False,
     server: Annotated[
         str | None, typer.Option(help="Address of the server; embedded if none is named.")
     ] = None,
@@ -68,10 +72,12 @@ def evaluate(
         runs = [list(every_query_once(source, shots))]
     else:
         runs = [list(random_episodes(source, shots, episodes, seed)) for seed in range(seeds)]
+    fusion: Fusion = "cross_guided" if cross_guided else "merged"
     bar, line = session.progress("Evaluating", sum(map(len, runs)))
     done = partial(bar.advance, line)
     with bar, session.client() as client:
-        tallies = [read_model(client, source, run, rule, model=model, done=done) for run in runs]
+        read = partial(read_model, client, source, rule=rule, model=model, fusion=fusion, done=done)
+        tallies = [read(run) for run in runs]
     scores = Tally.scores(tallies)
     session.tell(_rounded(scores), _table(scores))
 

@@ -12,6 +12,7 @@ from fewseg.client import Client
 from fewseg.evaluation.marks import AnnotationRule
 from fewseg.evaluation.sources import Source
 from fewseg.evaluation.tally import Tally
+from fewseg.results import Fusion
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ def read_model(
     rule: AnnotationRule,
     *,
     model: str = "",
+    fusion: Fusion = "merged",
     done: Callable[[], object] = lambda: None,
 ) -> Tally:
     """Answers the episodes of one run through the service, and counts pixels.
@@ -86,6 +88,7 @@ def read_model(
         episodes: What to answer.
         rule: How supports are annotated.
         model: Alias of a model; empty for the server's default.
+        fusion: How shots become one answer; see ``Client.register``.
         done: Called after each episode.
 
     Raises:
@@ -98,7 +101,7 @@ def read_model(
             Support(source.image(image), rule(source.labels(name, image), name, f"{name}/{image}"))
             for image in episode.supports
         ]
-        task = client.register([name], supports, model=model, ttl=3600)
+        task = client.register([name], supports, model=model, fusion=fusion, ttl=3600)
         try:
             found = client.segment(task, source.image(episode.query))
         finally:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewseg.v1 import task_service_pb2 as task_pb2
 from loadtests.bench.rows import Row, median_ms, spread
-from loadtests.bench.stand import Stand, supports_of
+from loadtests.bench.stand import REPOSITORY, Stand, family_name, supports_of
 from loadtests.floor import Clock, Maps, drawn_planes, finding, network_image
+from loadtests.peers.running import Call, running_peer
 from loadtests.photographs import Photograph, outline, photographs
 from loadtests.plans import register, support_of
 from loadtests.records import STAGES, engine_seconds, seconds_of
@@ -40,41 +42,54 @@ class _Pairs:
     client: list[float] = field(default_factory=list)
     engine: list[float] = field(default_factory=list)
     direct: list[float] = field(default_factory=list)
+    plain: list[float] = field(default_factory=list)
+    stages: list[NDArray[np.float32]] = field(default_factory=list)
 
-    @property
-    def ratio(self) -> float:
-        """Median overhead in medians of the floor."""
-        return float(np.median(self.overhead) / np.median(self.floor))
+    def floors(self, overhead: list[float]) -> float:
+        """Median of an overhead in medians of the floor."""
+        return float(np.median(overhead) / np.median(self.floor))
+
+
+def _paired(
+    stand: Stand, plain: Call, prototypes: NDArray[np.float32], task: str, repeat: int
+) -> _Pairs:
+    """Service, echo, straight line and plain server in turns, image by image."""
+    pairs = _Pairs()
+    for number, image in enumerate(photographs(_PAIRS + _WARM_UP, seed=100 + repeat)):
+        answer = stand.segment(task, image)
+        echo = stand.echo(answer.request_bytes, answer.answer_bytes)
+        clock = Clock()
+        stand.line.segment(image.jpeg, prototypes, image.height, image.width, clock)
+        started = time.perf_counter()
+        engine = plain(image.jpeg)
+        beside = time.perf_counter() - started - engine
+        if number < _WARM_UP:
+            continue
+        pairs.client.append(answer.seconds)
+        pairs.engine.append(answer.engine)
+        pairs.overhead.append(answer.seconds - answer.engine)
+        pairs.echo.append(echo)
+        if number % _LATE_EVERY == 0:
+            late = stand.echo(answer.request_bytes, answer.answer_bytes, answer.engine)
+            pairs.late_echo.append(late)
+        pairs.floor.append(echo + clock.of("decode_resize", "answer"))
+        pairs.direct.append(clock.of("features", "decode"))
+        pairs.plain.append(beside)
+        pairs.stages.append(seconds_of(answer.answer.timings))
+    return pairs
 
 
 def gateway_overhead(stand: Stand) -> Row:
     """Client time minus engine time, against echo plus straight line."""
     task = stand.task("bench-overhead", 1, _SUPPORT_SEED)
     prototypes = stand.prototypes(1, _SUPPORT_SEED)
-    repeats = []
-    stages: list[np.ndarray] = []
-    for repeat in range(_REPEATS):
-        pairs = _Pairs()
-        for number, image in enumerate(photographs(_PAIRS + _WARM_UP, seed=100 + repeat)):
-            answer = stand.segment(task, image)
-            echo = stand.echo(answer.request_bytes, answer.answer_bytes)
-            clock = Clock()
-            stand.line.segment(image.jpeg, prototypes, image.height, image.width, clock)
-            if number < _WARM_UP:
-                continue
-            pairs.client.append(answer.seconds)
-            pairs.engine.append(answer.engine)
-            pairs.overhead.append(answer.seconds - answer.engine)
-            pairs.echo.append(echo)
-            if number % _LATE_EVERY == 0:
-                late = stand.echo(answer.request_bytes, answer.answer_bytes, answer.engine)
-                pairs.late_echo.append(late)
-            pairs.floor.append(echo + clock.of("decode_resize", "answer"))
-            pairs.direct.append(clock.of("features", "decode"))
-            stages.append(seconds_of(answer.answer.timings))
-        repeats.append(pairs)
-    ratios = [pairs.ratio for pairs in repeats]
+    with running_peer("grpc", REPOSITORY, family_name(), prototypes) as plain:
+        repeats = [
+            _paired(stand, plain.call, prototypes, task, repeat) for repeat in range(_REPEATS)
+        ]
+    ratios = [pairs.floors(pairs.overhead) for pairs in repeats]
     ratio = float(np.median(ratios))
+    plain_ratio = float(np.median([pairs.floors(pairs.plain) for pairs in repeats]))
 
     def of(name: str) -> float:
         return float(np.median([median_ms(getattr(pairs, name)) for pairs in repeats]))
@@ -96,15 +111,19 @@ def gateway_overhead(stand: Stand) -> Row:
             "client": of("client"),
             "engine as served": of("engine"),
             "graphs called directly": of("direct"),
-            **_stage_figures(stages),
+            "plain server": of("plain"),
+            "plain server, ratio (1)": plain_ratio,
+            **_stage_figures([stage for pairs in repeats for stage in pairs.stages]),
         },
         note="An echo that sleeps as long as the engine runs before it answers takes "
         f"{of('late_echo'):.2f} ms beyond its sleep: client and server have to be woken. The floor "
-        "counts the echo that answers at once.",
+        "counts the echo that answers at once. A plain gRPC server of asyncio that runs the "
+        "straight line in a thread, and checks, keeps and bounds nothing, takes "
+        f"{plain_ratio:.2f} x floor.",
     )
 
 
-def _stage_figures(stages: list[np.ndarray]) -> dict[str, float]:
+def _stage_figures(stages: list[NDArray[np.float32]]) -> dict[str, float]:
     medians = np.median(np.array(stages), axis=0) * 1e3
     named = zip((*STAGES, "total"), medians.tolist(), strict=True)
     return {f"stage {name}": value for name, value in named if value > 0}

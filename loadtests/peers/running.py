@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,6 +23,7 @@ import numpy as np
 import psutil
 from tritonclient.grpc import service_pb2
 
+from loadtests.peers import plain_grpc
 from loadtests.peers.endpoint import ENGINE_SECONDS, FAMILY, GUIDANCE, REPOSITORY
 from loadtests.servers import ServerError, stop
 
@@ -63,7 +65,7 @@ def installed(name: str) -> bool:
 
 @contextlib.contextmanager
 def running_peer(name: str, repository: Path, family: str, guidance: Any) -> Iterator[Peer]:
-    """Runs ``litserve`` or ``mlserver`` on free ports of this machine.
+    """Runs ``litserve``, ``mlserver`` or ``grpc`` on free ports of this machine.
 
     Raises:
         ServerError: It does not answer within a minute.
@@ -77,7 +79,7 @@ def running_peer(name: str, repository: Path, family: str, guidance: Any) -> Ite
             GUIDANCE: str(Path(folder) / "guidance.npy"),
         }
         ports = _free_ports(3)
-        start = {"litserve": _litserve, "mlserver": _mlserver}[name]
+        start = {"litserve": _litserve, "mlserver": _mlserver, "grpc": _plain}[name]
         command, call = start(Path(folder), ports)
         log_path = Path(folder) / "log"
         with log_path.open("wb") as log:
@@ -165,6 +167,18 @@ def _mlserver(folder: Path, ports: list[int]) -> tuple[list[str], Call]:
         if answer.raw_output_contents:
             return float(struct.unpack("<d", answer.raw_output_contents[1])[0])
         return float(answer.outputs[1].contents.fp64_contents[0])
+
+    return command, call
+
+
+def _plain(folder: Path, ports: list[int]) -> tuple[list[str], Call]:
+    command = [sys.executable, "-m", "loadtests.peers.plain_grpc", str(ports[0])]
+    channel = grpc.insecure_channel(f"127.0.0.1:{ports[0]}")
+    segment: Any = channel.unary_unary(f"/{plain_grpc.SERVICE}/{plain_grpc.METHOD}")
+
+    def call(jpeg: bytes) -> float:
+        (seconds,) = plain_grpc.SECONDS.unpack_from(segment(jpeg, timeout=_TIMEOUT))
+        return float(seconds)
 
     return command, call
 

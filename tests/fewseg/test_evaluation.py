@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from fewseg.annotations import Box, Points, RunLengthMask
 from fewseg.cli import app
+from fewseg.client import Client
 from fewseg.evaluation import (
     AnnotatedFolder,
     CocoFolder,
@@ -179,6 +180,24 @@ def test_a_model_is_read_through_the_service(folder, tmp_path):
         assert found["mean_iou"] > 75, annotation
         assert found["mean_iou"] == found["per_class"]["red"]
         assert found["fb_iou"] > 75, annotation
+
+
+def test_tasks_are_cross_guided_where_that_is_asked_for(folder, tmp_path, monkeypatch):
+    write_tiny_repository(tmp_path / "repository")
+    registered = []
+    register = Client.register
+
+    def noted(self, *arguments, **options):
+        task = register(self, *arguments, **options)
+        registered.append(task.fusion)
+        return task
+
+    monkeypatch.setattr(Client, "register", noted)
+    arguments = ["--server", ":embedded:", "--repository", tmp_path / "repository", "evaluate"]
+    arguments += ["--data", folder, "--fold", 1, "--shots", 2, "--cross-guided"]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    assert set(registered) == {"cross_guided"}
 
 
 def test_pascal_is_read_from_its_own_layout(tmp_path):

@@ -1,5 +1,6 @@
 """The floor must compute what the service computes, or nothing could be held against it."""
 
+import time
 from io import BytesIO
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 from fewseg import Annotation, Client, Polygon, Support
 from loadtests.bench.stand import REPOSITORY, family_name, supports_of
 from loadtests.floor import Clock, StraightLine
+from loadtests.peers.running import running_peer
 from loadtests.photographs import outline, photographs
 
 SHOTS, SEED = 2, 3
@@ -35,3 +37,16 @@ def test_the_straight_line_finds_what_the_service_finds() -> None:
             assert abs(found.score - thing.mean_score) < 0.01
             areas.append(found.area)
     assert max(areas) > 1000
+
+
+def test_the_plain_server_answers_with_the_graphs_seconds() -> None:
+    prototypes = StraightLine(REPOSITORY, family_name(), threads=1).prototypes(
+        supports_of(SHOTS, SEED)
+    )
+    with running_peer("grpc", REPOSITORY, family_name(), prototypes) as plain:
+        for query in photographs(2, seed=SEED):
+            started = time.perf_counter()
+            seconds = plain.call(query.jpeg)
+            assert 0 < seconds < time.perf_counter() - started
+        process = plain.process
+    assert not process.is_running()
