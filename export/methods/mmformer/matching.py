@@ -196,5 +196,6 @@ def cosines(objects: Tensor, proposals: Tensor) -> Tensor:
         (values * values).sum(dim=-1).sqrt().clamp(min=NORM_EPSILON)
         for values in (objects, proposals)
     ]
-    products = (proposals @ objects.unsqueeze(-1)).squeeze(-1)
+    # By index: squeezed, an exported graph asks at run time whether the length is 1.
+    products = (proposals @ objects.unsqueeze(-1))[..., 0]
     return products / (lengths[0].unsqueeze(-1) * lengths[1])
