@@ -166,6 +166,8 @@ class Served:
             file = config.default_model_filename or "model.onnx"
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = self._threads
+            # As in the service: a spinning engine would slow what runs beside it.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             self._sessions[role] = onnxruntime.InferenceSession(
                 str(self._repository / config.name / "1" / file),
                 options,

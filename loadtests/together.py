@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.table import Table
 
 from loadtests.families import Served, families_of
 
@@ -74,16 +73,19 @@ def gain_of(family: Served, size: tuple[int, int], shots: int, rounds: int) -> G
     return Gain(family.parameter("method"), shots, merge=medians.get("merge", 0.0), **total)
 
 
-def table_of(gains: Sequence[Gain]) -> Table:
-    """One row per family and number of shots."""
-    table = Table("method", "shots", "support", "merge", "query", "together", "gain")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for gain in gains:
-        parts = (gain.support, gain.merge, gain.query, gain.together)
-        times = [f"{1000 * seconds:.1f} ms" for seconds in parts]
-        table.add_row(gain.method, str(gain.shots), *times, f"{gain.times:.2f} x")
-    return table
+def line_of(gain: Gain) -> str:
+    """One row, under `HEADINGS`."""
+    parts = (gain.support, gain.merge, gain.query, gain.together)
+    times = [f"{1000 * seconds:.1f} ms" for seconds in parts]
+    return _aligned([gain.method, str(gain.shots), *times, f"{gain.times:.2f} x"])
+
+
+def _aligned(cells: Sequence[str]) -> str:
+    method, shots, *numbers = cells
+    return f"{method:<12}{shots:>6}" + "".join(f"{number:>13}" for number in numbers)
+
+
+HEADINGS: Final = _aligned(["method", "shots", "support", "merge", "query", "together", "gain"])
 
 
 def _gains(options: argparse.Namespace) -> Iterator[Gain]:
@@ -93,15 +95,19 @@ def _gains(options: argparse.Namespace) -> Iterator[Gain]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints a row as soon as it is measured."""
     parser = argparse.ArgumentParser("loadtests.together", description=__doc__)
     parser.add_argument("repository", type=Path, nargs="?", default=Path("model_repository"))
     parser.add_argument("--rows", type=int, default=375, help="of images of any size")
     parser.add_argument("--columns", type=int, default=500, help="of images of any size")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="that are measured, after one more")
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: its choice")
-    Console().print(table_of(list(_gains(parser.parse_args()))))
+    options = parser.parse_args()
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(HEADINGS)
+    for gain in _gains(options):
+        console.print(line_of(gain))
 
 
 if __name__ == "__main__":
