@@ -132,7 +132,7 @@ def revolver(
         typer.Option(
             help="Over which shots the vectors of cofeat-late-lite-unshared are averaged. all: a "
             "shot that lacks an annotation counts as zero, as in the code. annotating: the others, "
-            "as in the paper and in the other models."
+            "as in the shared models."
         ),
     ] = ShotMean.ALL,
     name: Annotated[str, typer.Option(help="What tasks call the model.")] = "revolver",

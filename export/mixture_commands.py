@@ -69,8 +69,8 @@ def add_commands(
             Association,
             typer.Option(
                 help="What a point's part in a cluster is the exponential of. distance: minus its "
-                "distance from the centre, as in the code. square: minus the square, as in the "
-                "paper."
+                "distance from the centre, as in the code. square: minus the square, as the "
+                "paper's equation 2 may be read."
             ),
         ] = Association.DISTANCE,
         name: Annotated[str, typer.Option(help="What tasks call the model.")] = "asgnet",

@@ -75,14 +75,14 @@ def revolver_family(
         The family; its digest is that of the network's tensors and the settings.
 
     Raises:
-        ExportError: The network's mean is over the shots that annotate anyway, and ANNOTATING is
-            asked for.
+        ExportError: ANNOTATING is asked of another network than `cofeat-late-lite-unshared`, the
+            only one that has the choice.
     """
     unshared = isinstance(network, GuidedNetwork) and not network.model.shared
     if mean is ShotMean.ANNOTATING and not unshared:
         raise ExportError(
-            f"{model_name(network)} averages annotating shots anyway: leave out --mean annotating, "
-            "which is for cofeat-late-lite-unshared."
+            f"{model_name(network)} has no choice of the mean: leave out --mean annotating, which is "
+            "for cofeat-late-lite-unshared."
         )
     digest = digest_of_tensors(trained_tensors(network))
     return Family(

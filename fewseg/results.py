@@ -30,8 +30,8 @@ class TaskSupport:
             the other supports predict for it. Filled in the answers of calls that change the task;
             a class that no other support shows is missing.
         classes_without_pixels: Those of ``shot_classes`` of which the model gets no pixel, because
-            other marks cover them or the size of its input loses them: the support shows nothing
-            of them. Filled in the answers of calls that change the task.
+            no mark labels them, other marks cover them or the size of its input loses them: the
+            support shows nothing of them. Filled in the answers of calls that change the task.
     """
 
     id: str

@@ -59,7 +59,7 @@ class Association(StrEnum):
 
     #: With the exponential of the distance, as in the code.
     DISTANCE = "distance"
-    #: With that of its square, as in the paper.
+    #: With that of its square, as the paper's equation 2 may be read.
     SQUARE = "square"
 
 

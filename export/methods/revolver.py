@@ -342,8 +342,8 @@ class UnsharedGuide(nn.Module):
 class AnnotatingGuide(UnsharedGuide):
     """`UnsharedGuide` with a mean of its own for the object and for its background.
 
-    Each runs over the shots that annotate it, as the shared models' means do and as the paper has
-    it; a shot that lacks an annotation does not shrink the vector.
+    Each runs over the shots that annotate it, as the shared models' means do: a shot that lacks an
+    annotation does not shrink the vector.
     """
 
     def forward(self, features: Tensor, planes: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]

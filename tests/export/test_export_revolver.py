@@ -275,10 +275,10 @@ def test_the_mean_of_an_unshared_head_runs_over_all_shots_or_over_those_that_ann
     torch.testing.assert_close(logits[:, 0], scores[:, 1:] - scores[:, :1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "early"])
-def test_a_mean_that_is_of_annotating_shots_anyway_cannot_be_asked_for(shared):
-    network = tiny(shared=True) if shared else EarlyNetwork(WIDTHS).eval()
-    with pytest.raises(ExportError, match="leave out --mean annotating"):
+@pytest.mark.parametrize("name", ["tiny", "cofeat-early"])
+def test_a_mean_over_annotating_shots_is_refused_where_there_is_no_choice(name):
+    network = EarlyNetwork(WIDTHS).eval() if name == "cofeat-early" else tiny(shared=True)
+    with pytest.raises(ExportError) as refused:
         revolver_family(
             alias="guided",
             network=network,
@@ -286,6 +286,10 @@ def test_a_mean_that_is_of_annotating_shots_anyway_cannot_be_asked_for(shared):
             max_pixels=128 * 128,
             mean=ShotMean.ANNOTATING,
         )
+    assert str(refused.value) == (
+        f"{name} has no choice of the mean: leave out --mean annotating, which is for "
+        "cofeat-late-lite-unshared."
+    )
 
 
 def test_padded_ways_change_nothing_for_the_real_ones():
