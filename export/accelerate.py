@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
 from export.check.parameters import parameters_of
-from export.configs import from_text, to_text
+from export.configs import MODEL_FILE, PLAN_BACKEND, from_text, to_text
 from export.errors import RepositoryWriteError
 from export.profiles import Shape, profiles, within
 from export.repository import CONFIG_FILE
@@ -66,15 +66,28 @@ class Plain:
 Plan: TypeAlias = TensorRt | OpenVino | Plain
 
 
-def accelerate(repository: Path, plan: Plan) -> list[str]:
-    """Writes a plan into the configs of all graphs of a repository.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a repository, by names of models.
+
+    Attributes:
+        changed: Those whose configs changed.
+        plain: Those that the plan cannot run, and that have no accelerator now, changed or not.
+    """
+
+    changed: tuple[str, ...]
+    plain: tuple[str, ...]
+
+
+def accelerate(repository: Path, plan: Plan) -> Outcome:
+    """Writes a plan into the configs of all graphs of a repository; TensorRT plans take none.
 
     Args:
         repository: The model repository.
         plan: What they are to run with; it replaces what they ran with before.
 
     Returns:
-        Names of the models whose configs changed.
+        What changed, and what stayed plain.
 
     Raises:
         ExportError: A graph takes images of any size, which TensorRT cannot be prepared for, or
@@ -83,16 +96,18 @@ def accelerate(repository: Path, plan: Plan) -> list[str]:
     """
     if not repository.is_dir():
         raise RepositoryWriteError(f"{repository} is not a folder; name a model repository.")
+    configs = dict(_graph_configs(repository))
+    plain = {path for path, config in configs.items() if not _possible(plan, path.parent, config)}
     planned = {
-        path: _planned(config, _possible(plan, path.parent))
-        for path, config in _graph_configs(repository)
+        path: _planned(config, Plain() if path in plain else plan)
+        for path, config in configs.items()
     }
     changed = []
     for path, text in planned.items():
         if text != path.read_text(encoding="utf-8"):
             _replace(path, text)
             changed.append(path.parent.name)
-    return changed
+    return Outcome(tuple(changed), tuple(sorted(path.parent.name for path in plain)))
 
 
 def _graph_configs(repository: Path) -> Iterator[tuple[Path, Any]]:
@@ -103,24 +118,36 @@ def _graph_configs(repository: Path) -> Iterator[tuple[Path, Any]]:
             raise RepositoryWriteError(
                 f"{path.parent.name}/{CONFIG_FILE} cannot be read: {error}; see fewseg-export check"
             ) from error
-        if config.parameters[_ROLE].string_value in _GRAPH_ROLES:
+        is_graph = config.parameters[_ROLE].string_value in _GRAPH_ROLES
+        if is_graph and config.backend != PLAN_BACKEND:
             yield path, config
 
 
-def _possible(plan: Plan, model: Path) -> Plan:
-    """The plan, or none if the graph in a model's folder cannot be run by it."""
+def _possible(plan: Plan, model: Path, config: Any) -> bool:
+    """Whether a plan can run the graph in a model's folder."""
     if not isinstance(plan, OpenVino):
-        return plan
-    for path in model.glob("*/model.onnx"):
+        return True
+    for path in model.glob(f"*/{config.default_model_filename or MODEL_FILE}"):
         try:
             graph = onnx.load(path, load_external_data=False).graph
         except (OSError, DecodeError) as error:
             raise RepositoryWriteError(
                 f"{path} cannot be read as a graph: {error}; see fewseg-export check"
             ) from error
-        if any(node.op_type == "Scan" for node in graph.node):
-            return Plain()
-    return plan
+        if _loops(graph):
+            return False
+    return True
+
+
+def _loops(graph: onnx.GraphProto) -> bool:
+    """Whether a graph, or one inside it, holds a loop."""
+    inner = (
+        part
+        for node in graph.node
+        for attribute in node.attribute
+        for part in (attribute.g, *attribute.graphs)
+    )
+    return any(node.op_type == "Scan" for node in graph.node) or any(map(_loops, inner))
 
 
 def _planned(config: Any, plan: Plan) -> str:

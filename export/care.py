@@ -81,5 +81,12 @@ def add_commands(
             if len(plans) != 1:
                 raise ExportError("Give one of --tensorrt fp32|fp16, --openvino and --plain.")
             ((engine, plan),) = plans
-            for model in accelerate(repository, plan):
-                console.print(f"{model} is set to {engine}", highlight=False, soft_wrap=True)
+            outcome = accelerate(repository, plan)
+            lines = [
+                f"{model} is set to {engine}"
+                for model in outcome.changed
+                if model not in outcome.plain
+            ]
+            lines += [f"{model} stays plain: {engine} cannot run it" for model in outcome.plain]
+            for line in lines:
+                console.print(line, highlight=False, soft_wrap=True)

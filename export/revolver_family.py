@@ -81,8 +81,8 @@ def revolver_family(
     unshared = isinstance(network, GuidedNetwork) and not network.model.shared
     if mean is ShotMean.ANNOTATING and not unshared:
         raise ExportError(
-            f"{model_name(network)} has no choice of the mean: leave out --mean annotating, which is "
-            "for cofeat-late-lite-unshared."
+            f"{model_name(network)} has no choice of the mean: leave out --mean annotating, "
+            "which is for cofeat-late-lite-unshared."
         )
     digest = digest_of_tensors(trained_tensors(network))
     return Family(

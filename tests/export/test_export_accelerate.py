@@ -13,7 +13,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 from typer.testing import CliRunner
 
-from export.accelerate import OpenVino, Plain, TensorRt, accelerate
+from export.accelerate import OpenVino, Outcome, Plain, TensorRt, accelerate
 from export.check import check
 from export.cli import app
 from export.configs import from_text, to_text
@@ -42,7 +42,7 @@ def tensorrt_of(repository, role):
 
 
 def test_tensorrt_gets_precision_cache_and_profiles(copied):
-    changed = accelerate(copied, TENSORRT)
+    changed = accelerate(copied, TENSORRT).changed
     assert sorted(model.rpartition("_")[2] for model in changed) == ["decode", "features", "guide"]
     features, decode = tensorrt_of(copied, "features"), tensorrt_of(copied, "decode")
     assert features["precision_mode"] == "FP16"
@@ -78,17 +78,41 @@ def test_a_plan_replaces_the_one_before_and_none_undoes_it(copied):
     assert check(copied) == []
     accelerate(copied, Plain())
     assert {path: path.read_text() for path in copied.glob("*/config.pbtxt")} == before
-    assert accelerate(copied, Plain()) == []
+    assert accelerate(copied, Plain()) == Outcome((), ())
 
 
-def test_a_graph_with_a_loop_stays_without_openvino(copied):
+@pytest.mark.parametrize("inner", [False, True], ids=["outermost", "in a branch"])
+@pytest.mark.parametrize("name", ["model.onnx", "other.onnx"])
+def test_a_graph_with_a_loop_stays_without_openvino(copied, name, inner):
     (path,) = copied.glob("*_decode/1/model.onnx")
-    graph = onnx.load(path)
-    graph.graph.node.add(op_type="Scan")
-    onnx.save(graph, path)
-    accelerate(copied, OpenVino())
+    model = onnx.load(path)
+    graph = model.graph
+    if inner:
+        graph = graph.node.add(op_type="If").attribute.add(name="then_branch", type="GRAPH").g
+    graph.node.add(op_type="Scan")
+    onnx.save(model, path)
+    config = config_of(copied, "decode")
+    config.default_model_filename = path.rename(path.with_name(name)).name
+    path.parents[1].joinpath("config.pbtxt").write_text(to_text(config))
+    outcome = accelerate(copied, OpenVino())
+    decode = path.parents[1].name
+    assert outcome.plain == (decode,)
+    assert decode not in outcome.changed
     assert not config_of(copied, "decode").HasField("optimization")
     assert config_of(copied, "guide").HasField("optimization")
+    told = CliRunner().invoke(app, ["accelerate", str(copied), "--openvino"]).output
+    assert told == f"{decode} stays plain: openvino cannot run it\n"
+
+
+def test_plans_take_no_accelerator(copied):
+    (path,) = copied.glob("*_decode/config.pbtxt")
+    config = from_text(path.read_text())
+    config.ClearField("platform")
+    config.backend, config.default_model_filename = "tensorrt", "model.plan"
+    path.write_text(to_text(config))
+    before = path.read_text()
+    accelerate(copied, OpenVino())
+    assert path.read_text() == before
 
 
 def test_a_graph_that_cannot_be_read_is_named(copied):
