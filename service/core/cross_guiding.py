@@ -15,7 +15,6 @@ from service.core.family import ModelFamily
 from service.core.graph_merging import PairKey
 from service.core.judging import SupportJudge
 from service.core.merging import Guidance
-from service.core.planes import ways_of
 from service.core.shots import ShotGuidance, ShotSet
 from service.core.types import TaskHeader
 
@@ -30,7 +29,7 @@ class PairAgreement:
     """How well one shot alone finds another, or itself.
 
     Attributes:
-        ious: float64 [ways]; NaN where the judged shot is no shot of the way.
+        ious: float64 [ways]; NaN where the judged shot shows nothing of the way.
     """
 
     ious: NDArray[np.float64]
@@ -83,7 +82,8 @@ class CrossGuide:
                     header,
                     support,
                     [guidance[index] for index in unknown],
-                    ways_of(support.annotation.shot_classes, header.classes),
+                    [alone[index].ways for index in unknown],
+                    shot.ways,
                     call,
                     image=shot_set.images.get(support.image_digest),
                 )

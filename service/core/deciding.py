@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import Final, TypeVar
 
@@ -51,6 +52,7 @@ class MaskDecider:
         *,
         original: Size,
         output: Size,
+        shown: Collection[int],
     ) -> DecidedMask:
         """Labels of one query.
 
@@ -61,11 +63,12 @@ class MaskDecider:
             call: Gets the stages; its deadline is handed down.
             original: Size of the image.
             output: Size of the labels.
+            shown: Ways, from 1, that the shots behind the guidance show.
         """
 
         def finish(outputs: Outputs, clock: StageClock) -> DecidedMask:
             with clock.measure(Stage.UPSAMPLE):
-                return self._decide(family, outputs, ways, original, output, False)
+                return self._decide(family, outputs, ways, original, output, shown=shown)
 
         return await self._visits.run(
             family, GraphRole.DECODE, Stage.DECODE, call, inputs, finish, deadline=call.deadline
@@ -165,7 +168,8 @@ class MaskDecider:
         ways: int,
         original: Size,
         output: Size,
-        probabilities: bool,
+        probabilities: bool = False,
+        shown: Collection[int] | None = None,
     ) -> DecidedMask:
         chain = self._chains.get(family.name)
         if chain is None:
@@ -176,4 +180,6 @@ class MaskDecider:
         axes = chain.axes(
             grid, family.network_size(original), original, output, family.extent(original)
         )
-        return decide(logits, axes, family=family, ways=ways, probabilities=probabilities)
+        return decide(
+            logits, axes, family=family, ways=ways, probabilities=probabilities, shown=shown
+        )

@@ -9,7 +9,7 @@ the answer itself stays bounded whatever the mask's size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,6 +43,7 @@ def decide(
     ways: int,
     probabilities: bool = False,
     shots: int | None = None,
+    shown: Collection[int] | None = None,
 ) -> DecidedMask:
     """Decides every pixel of the mask.
 
@@ -53,6 +54,7 @@ def decide(
         ways: Classes of the task; planes of padded ways are cut off.
         probabilities: Whether to return them per pixel.
         shots: Real shots, where S is padded; None for all.
+        shown: Ways, from 1, that some shot shows; others win no pixel. None for all.
 
     Returns:
         Labels and statistics. Several ways above their threshold: the one of the
@@ -67,6 +69,9 @@ def decide(
         StoppedError: Nobody waits for the answer any more.
     """
     margins = grid_margins(logits, family, ways, shots)
+    if shown is not None:
+        margins = margins.copy()
+        margins[[way - 1 for way in _from_1(ways) if way not in shown]] = _NO_SHOT
     height, width = axes[0].length, axes[1].length
     labels = np.empty((height, width), dtype=np.uint8)
     tally = _Tally.of(ways, width)

@@ -50,6 +50,7 @@ class SupportJudge:
         header: TaskHeader,
         support: Support,
         guidance: Sequence[Guidance],
+        shown: Sequence[Collection[int]],
         ways: Collection[int],
         call: Call,
         *,
@@ -62,6 +63,7 @@ class SupportJudge:
             header: Of the task.
             support: Whom to judge.
             guidance: Of ``GuidanceBuilder.merge``; each is tried by itself.
+            shown: Ways, from 1, that the shots behind each guidance show; the others find nothing.
             ways: From 1; those to look at.
             call: Gets the stages.
             image: The support's, if it is at hand; else the store's.
@@ -82,7 +84,7 @@ class SupportJudge:
             label_plane, support.annotation, support.image_size, plane, header.classes, family
         )
 
-        async def decided(tried: Guidance) -> DecidedMask:
+        async def decided(tried: Guidance, shown: Collection[int]) -> DecidedMask:
             inputs = {**query, **pad_guidance(family, tried, len(header.classes))}
             return await self._decider.decided(
                 family,
@@ -91,10 +93,12 @@ class SupportJudge:
                 call,
                 original=support.image_size,
                 output=plane,
+                shown=shown,
             )
 
-        async def found(tried: Guidance) -> dict[int, float | None]:
-            mask = await decided(tried)
+        async def found(tried: Guidance, shown: Collection[int]) -> dict[int, float | None]:
+            mask = await decided(tried, shown)
             return {way: agreement(mask.labels, labels, way) for way in ways}
 
-        return await gathered([partial(found, tried) for tried in guidance], _AT_ONCE)
+        trials = zip(guidance, shown, strict=True)
+        return await gathered([partial(found, *trial) for trial in trials], _AT_ONCE)

@@ -12,7 +12,6 @@ from service.core.family import ModelFamily
 from service.core.fusing import by_the_others
 from service.core.guidance import GuidanceBuilder
 from service.core.judging import SupportJudge
-from service.core.planes import ways_of
 from service.core.shots import DistilledSet, ShotSet
 from service.core.timing import Stage
 from service.core.types import ClassAgreement, TaskHeader
@@ -75,7 +74,7 @@ class LeaveOneOut:
         rest = [other for other in range(len(shot_set.shots)) if other != index]
         others = await self._builder.subset(family, header, shot_set, rest, call)
         shown = frozenset[int]().union(*(shot.ways for shot in others.shots))
-        ways = sorted(ways_of(support.annotation.shot_classes, header.classes) & shown)
+        ways = sorted(shot_set.shots[index].ways & shown)
         if not ways:
             return ()
         guidance = await self._builder.merge(family, header, others, call)
@@ -84,6 +83,7 @@ class LeaveOneOut:
             header,
             support,
             [guidance],
+            [shown],
             ways,
             call,
             image=others.images.get(support.image_digest),

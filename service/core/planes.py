@@ -182,7 +182,7 @@ def shot_planes(
     """
     extent = family.extent(support.image_size)
     labels = label_plane(support.annotation, support.image_size, extent, classes, family)
-    shot_ways = ways_of(support.annotation.shot_classes, classes)
+    shot_ways = _ways_of(support.annotation.shot_classes, classes)
     marked = planes(labels, len(classes), shot_ways, family)
     has_background = bool(marked[0].any())
     if inferred:
@@ -191,7 +191,7 @@ def shot_planes(
     return ShotPlanes(on_input(marked, family), ways, has_background)
 
 
-def ways_of(names: Collection[str], classes: Sequence[str]) -> frozenset[int]:
+def _ways_of(names: Collection[str], classes: Sequence[str]) -> frozenset[int]:
     """Way numbers (from 1) of class names."""
     return frozenset(way for way, name in enumerate(classes, 1) if name in names)
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from core_family import binary, resize
 
+from service.core import guidance
 from service.core.calls import Call
+from service.core.deciding import MaskDecider
 from service.core.decision import decide, grid_margins
 from service.core.errors import DeadlineExceededError, OutOfLimitsError
 from service.core.family import Decision, GraphRole, PostTarget
@@ -256,6 +258,48 @@ async def test_shots_of_other_classes_have_no_say(tmp_path):
     assert guidance.weights[2, 1] == 0
     assert (guidance.weights[:, 0] > 0).all()
     np.testing.assert_allclose(guidance.weights.sum(axis=0), 1, rtol=1e-6)
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Which ways the guidance of each judged decode shows, and the agreements that came of it."""
+    seen = {"shown": [], "agreements": []}
+    decided, weights = MaskDecider.decided, guidance.shot_weights
+
+    async def noted(self, *arguments, shown, **options):
+        seen["shown"].append(set(shown))
+        return await decided(self, *arguments, shown=shown, **options)
+
+    def weighed(agreements, *others):
+        seen["agreements"].append(agreements)
+        return weights(agreements, *others)
+
+    monkeypatch.setattr(MaskDecider, "decided", noted)
+    monkeypatch.setattr(guidance, "shot_weights", weighed)
+    return seen
+
+
+async def test_a_class_that_the_guiding_shot_does_not_show_takes_no_pixel(tmp_path, judged):
+    write_tiny_repository(tmp_path, size=64)
+    async with running_gateway(tmp_path) as gateway:
+        await gateway.tasks.register(
+            red_registration(classes=("red", "blue"), supports=mixed(), fusion=CROSS), Call()
+        )
+    assert sorted(map(sorted, judged["shown"])) == 3 * [[1]] + 6 * [[1, 2]]
+
+
+async def test_a_support_without_a_pixel_of_its_class_judges_nobody(tmp_path, judged):
+    write_tiny_repository(tmp_path, size=64)
+    nothing = np.zeros((64, 64), np.uint8)
+    empty = SupportInput("empty", source(scene(seed=9)), dense(nothing, {1: "red"}))
+    async with running_gateway(tmp_path) as gateway:
+        report = await gateway.tasks.register(
+            red_registration(supports=(*shots(2), empty), fusion=CROSS), Call()
+        )
+    (agreements,) = judged["agreements"]
+    assert np.isnan(agreements[2]).all()
+    assert not np.isnan(agreements[:2, :2]).any()
+    assert report.leave_one_out.keys() == {"shot-0", "bad"}
 
 
 async def test_a_shot_without_background_infers_it_when_it_is_alone(tmp_path):

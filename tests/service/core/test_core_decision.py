@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def shots(*ways: list[list[float]]) -> np.ndarray:
     return np.array(ways, dtype=np.float32)[:, :, None]
 
 
-def decided_row(logits: np.ndarray, family: ModelFamily, ways: int = 1, **more: int) -> list[int]:
+def decided_row(logits: np.ndarray, family: ModelFamily, ways: int = 1, **more: Any) -> list[int]:
     mask = decide(logits, identity(1, logits.shape[-1]), family=family, ways=ways, **more)
     return mask.labels[0].tolist()
 
@@ -94,6 +95,13 @@ def test_padded_ways_and_shots_are_cut_off() -> None:
     any_shot = binary(decision=Decision.ANY_SHOT)
     assert decided_row(padded, any_shot, shots=1) == [0, 1]
     assert decided_row(padded, any_shot) == [1, 1]
+
+
+def test_a_way_that_no_shot_shows_wins_no_pixel() -> None:
+    logits = row([5.0, 5.0, -1.0], [2.0, -2.0, -2.0])
+    assert decided_row(logits, binary(), ways=2) == [1, 1, 0]
+    assert decided_row(logits, binary(), ways=2, shown=(2,)) == [2, 0, 0]
+    assert logits[0, 0, 0].tolist() == [5.0, 5.0, -1.0], "what was given stays as it is"
 
 
 def test_any_shot_is_an_or_over_shots() -> None:
