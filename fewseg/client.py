@@ -139,7 +139,6 @@ class Client:
         Raises:
             InvalidArgument: An image, an annotation, a class or a name is wrong.
             AlreadyExists: There is a task of that id.
-            FailedPrecondition: The model cannot be cross-guided.
         """
         request = _requests.register_request(
             self._scope,

@@ -108,7 +108,12 @@ class ByteBudgetCache(Generic[Key, Value]):
 
         Returns:
             To be called once, when the value was put, or will not be.
+
+        Raises:
+            ValueError: It is held, or being made.
         """
+        if self.expects(key):
+            raise ValueError(f"{key} is held or being made already")
         self._telemetry.cache_miss(self._name)
         flight = self._depart(key, build)
         flight.waiters += 1

@@ -88,7 +88,7 @@ def summaries(record: TaskRecord) -> tuple[SupportSummary, ...]:
     return tuple(SupportSummary.of(support) for support in record.supports)
 
 
-def without_pixels(shot_set: ShotSet, family: ModelFamily) -> tuple[str, str]:
+def class_without_pixels(shot_set: ShotSet, family: ModelFamily) -> tuple[str, str]:
     """Reason and message of the error that a class is shown nowhere."""
     names = ", ".join(f"'{name}'" for name in shot_set.missing)
     size = f" at the network's {family.input_size}" if family.input_size else ""

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from service.core.admission import Admission
 from service.core.calls import Call, finished, running
 from service.core.catalog import Catalog
-from service.core.committing import TaskCommitter, summaries, without_pixels
+from service.core.committing import TaskCommitter, class_without_pixels, summaries
 from service.core.directory import TaskDirectory
 from service.core.errors import (
     FailedPreconditionError,
@@ -161,7 +161,7 @@ class Tasks:
             field_of=lambda index: f"supports[{index}].image",
         )
         if shot_set.missing:
-            raise InvalidArgumentError(*without_pixels(shot_set, family), field="supports")
+            raise InvalidArgumentError(*class_without_pixels(shot_set, family), field="supports")
         record = TaskRecord(replace(header, background=shot_set.background), record.supports)
         judged = [support.support_id for support in record.supports]
 
@@ -416,7 +416,7 @@ class Tasks:
                 shot_set = await self._builder.shots(family, header, record.supports, call)
                 if shot_set.missing:
                     raise FailedPreconditionError(
-                        *without_pixels(shot_set, family), field=edited.field
+                        *class_without_pixels(shot_set, family), field=edited.field
                     )
                 header = replace(header, background=shot_set.background)
                 record = TaskRecord(header, edited.supports)

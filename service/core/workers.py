@@ -101,7 +101,7 @@ class WorkerThreads:
 
     @property
     def under_way(self) -> int:
-        """Functions that run, or wait for a thread."""
+        """Functions whose callers wait for them."""
         return self._under_way
 
     async def run(
@@ -121,9 +121,9 @@ class WorkerThreads:
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         context = contextvars.copy_context()
-        self._put(_Work(future, context, partial(function, *args, **kwargs)))
         self._under_way += 1
         try:
+            self._put(_Work(future, context, partial(function, *args, **kwargs)))
             return await future
         finally:
             self._under_way -= 1
