@@ -30,7 +30,7 @@ class Gain:
         method: Of the family.
         shots: Of the task.
         support: Seconds for one support image.
-        merge: Seconds for the `merge` graph, once a task.
+        merge: Seconds for the `merge` graph: one run, or one for each shot that it judges.
         query: Seconds for one query under the task.
     """
 
@@ -70,7 +70,9 @@ def gain_of(family: Served, size: tuple[int, int], shots: int, rounds: int) -> G
         "support": sum(medians[role] for role in _SUPPORT),
         "query": sum(medians.get(role, 0.0) for role in _QUERY),
     }
-    return Gain(family.parameter("method"), shots, merge=medians.get("merge", 0.0), **total)
+    judged = shots if family.parameter("merge_judged") else 1
+    merge = judged * medians.get("merge", 0.0)
+    return Gain(family.parameter("method"), shots, merge=merge, **total)
 
 
 def line_of(gain: Gain) -> str:

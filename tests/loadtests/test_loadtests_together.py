@@ -28,6 +28,20 @@ def test_every_kind_of_family_is_run(tmp_path, kind):
     assert gain.times > 1
 
 
+@pytest.mark.parametrize(("kind", "runs"), [("joint", 1), ("judged", 3)])
+def test_a_graph_that_judges_shots_runs_for_each(tmp_path, monkeypatch, kind, runs):
+    write_tiny_repository(tmp_path, kind, **KINDS[kind])
+    (family,) = families_of(tmp_path, threads=1)
+    episode = family.episode
+
+    def episode_in_seconds(*asked, **named):
+        episode(*asked, **named)
+        family.seconds = dict.fromkeys(family.seconds, 2.0)
+
+    monkeypatch.setattr(family, "episode", episode_in_seconds)
+    assert gain_of(family, (40, 40), shots=3, rounds=1).merge == 2.0 * runs
+
+
 def test_a_gain_is_what_all_shots_cost_beside_the_query():
     gain = Gain("panet", shots=5, support=2.0, merge=1.0, query=4.0)
     assert gain.together == 15.0
