@@ -28,13 +28,12 @@ from export.methods.canet import (
     CanetNetwork,
     CanetQuery,
     CanetScaledDecode,
-    CanetScaledShotsDecode,
     CanetShotsDecode,
 )
 from export.methods.refinement import CHANNELS, convolution_at
 from export.methods.scaled import PhiFeatures, ScaledQuery, scale_names
 from export.provenance import exporter_version
-from export.scaled_specs import NORMALISED, SCALED, SUMMED_LOGITS
+from export.scaled_specs import NORMALISED, SCALED, SUMMED_LOGITS, image_specs
 from export.sizes import feature_shape
 
 WANTED = "a CANet checkpoint"
@@ -49,6 +48,16 @@ WAY_BUCKETS = (1, 2, 4, 8, 16, 32)
 
 SHOT_BUCKETS = (1, 2, 4, 8, 16)
 """Numbers of shots that averaged probabilities are padded to: each shot is refined by itself."""
+
+MAX_BATCH = 8
+
+NATIVE_WAY_BUCKETS = (1, 2, 3, 4, 6, 8)
+"""Fewer for images of their own size: at a million pixels the pyramid's maps of a single way take
+84 MB, and 142 MB at scale 1.3; at 321x321 they take 9 MB."""
+
+NATIVE_SHOT_BUCKETS = (1, 2, 3, 4, 5)
+
+NATIVE_MAX_BATCH = 2
 
 _RAISED = {"op": "resize", "mode": "align_corners", "target": "input"}
 _LAST = {"op": "resize", "mode": "half_pixel", "target": "output"}
@@ -86,7 +95,7 @@ def canet_family(
     merge: ShotMerge = ShotMerge.MEAN,
     multi_scale: bool = False,
     max_pixels: int = NATIVE_PIXELS,
-    max_batch: int = 8,
+    max_batch: int | None = None,
 ) -> Family:
     """Splits CANet into graphs.
 
@@ -99,7 +108,8 @@ def canet_family(
         merge: What several shots come to.
         multi_scale: Whether to average the query at 0.7, 1 and 1.3 times its own size.
         max_pixels: Most pixels of an image that goes in at its own size.
-        max_batch: Most queries that run together.
+        max_batch: Most queries that run together; None for `MAX_BATCH`, or `NATIVE_MAX_BATCH` for
+            images of their own size.
 
     Returns:
         The family; its digest is that of the network's tensors and the settings.
@@ -114,12 +124,13 @@ def canet_family(
         raise ExportError("Several scales are those of an image's own size: give --size native.")
     settings = _Settings(iterations, merge, multi_scale)
     digest = digest_of_tensors(network.state_dict())
+    usual_batch = NATIVE_MAX_BATCH if size is None else MAX_BATCH
     return Family(
         alias=alias,
         serving=_serving(size, settings, max_pixels),
         graphs=_graphs(network, size, settings),
         weights_digest=digest,
-        max_batch=max_batch,
+        max_batch=usual_batch if max_batch is None else max_batch,
         settings={"iterations": str(iterations), "scales": scale_names(multi_scale=multi_scale)},
         provenance={
             "exporter": exporter_version(),
@@ -143,25 +154,22 @@ class _Settings:
 def _graphs(
     network: CanetNetwork, size: tuple[int, int] | None, settings: _Settings
 ) -> tuple[Graph, ...]:
-    height, width = size or (Free.HEIGHT, Free.WIDTH)
-    rows, columns = feature_shape(network.phi, size)[1:] if size else (Free.ROWS, Free.COLUMNS)
-    grid = (rows, columns) if size else None
-    image = TensorSpec("image", (height, width, 3), "uint8")
-    features = TensorSpec("features", (CHANNELS, rows, columns))
-    compared = TensorSpec("compared", features.dims)
-    planes = TensorSpec("planes", (Free.PLANES, height, width))
+    fixed = None
+    if size is not None:
+        rows, columns = feature_shape(network.phi, size)[1:]
+        fixed = (size, (rows, columns))
+    image, planes, features, compared = image_specs(*(fixed or (None, None)))
     maps: tuple[TensorSpec, ...] = (features,)
     seen: tuple[TensorSpec, ...] = (compared,)
     query: nn.Module = CanetQuery(network)
     if settings.multi_scale:
         maps, seen = (features, NORMALISED), SCALED
         query = ScaledQuery(network, convolution_at(network.layer55))
-    guide = CanetGuide((size, (rows, columns)) if size else None)
     return (
         Graph("features", PhiFeatures(network, image=settings.multi_scale), (image,), maps),
         Graph("query_features", query, maps, seen),
-        Graph("guide", guide, (features, planes), (_VECTORS, _WEIGHTS)),
-        _decode(network, settings, grid, seen),
+        Graph("guide", CanetGuide(fixed), (features, planes), (_VECTORS, _WEIGHTS)),
+        _decode(network, settings, fixed[1] if fixed else None, seen),
     )
 
 
@@ -172,15 +180,14 @@ def _decode(
     seen: tuple[TensorSpec, ...],
 ) -> Graph:
     mean, iterations = settings.merge is ShotMerge.MEAN, settings.iterations
-    given = (_VECTORS,) if mean else (_VECTORS.stacked(), _VALIDITY)
+    vectors = _VECTORS if mean else _VECTORS.stacked()
+    validity = () if mean else (_VALIDITY,)
     if settings.multi_scale:
-        scaled = CanetScaledDecode if mean else CanetScaledShotsDecode
-        return Graph(
-            "decode", scaled(network, iterations), (*seen, *given, EXTENT), (SUMMED_LOGITS,)
-        )
+        scaled = CanetScaledDecode(network, iterations)
+        return Graph("decode", scaled, (*seen, vectors, EXTENT, *validity), (SUMMED_LOGITS,))
     plain = CanetDecode if mean else CanetShotsDecode
     logits = TensorSpec("logits", (Free.WAYS, 1, *seen[0].dims[1:]))
-    return Graph("decode", plain(network, grid, iterations), (*seen, *given), (logits,))
+    return Graph("decode", plain(network, grid, iterations), (*seen, vectors, *validity), (logits,))
 
 
 def _serving(size: tuple[int, int] | None, settings: _Settings, max_pixels: int) -> Serving:
@@ -188,6 +195,9 @@ def _serving(size: tuple[int, int] | None, settings: _Settings, max_pixels: int)
     rule = {"merge": "weighted_mean", "weight": "weights"}
     if not mean:
         rule = {"merge": "stack", "validity": "validity"}
+    ways, shots = (WAY_BUCKETS, SHOT_BUCKETS)
+    if size is None:
+        ways, shots = (NATIVE_WAY_BUCKETS, NATIVE_SHOT_BUCKETS)
     return Serving(
         method="canet",
         input_size=size,
@@ -198,7 +208,7 @@ def _serving(size: tuple[int, int] | None, settings: _Settings, max_pixels: int)
         needs_background=False,
         decision="margin",
         score="sigmoid" if mean else "linear",
-        way_buckets=WAY_BUCKETS,
-        shot_buckets=(1,) if mean else SHOT_BUCKETS,
+        way_buckets=ways,
+        shot_buckets=(1,) if mean else shots,
         max_pixels=max_pixels,
     )

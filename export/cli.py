@@ -28,6 +28,7 @@ from export.options import (
     Force,
     MaxBatch,
     MaxPixels,
+    NativeMaxBatch,
     NativeSize,
     Out,
     Prune,
@@ -218,7 +219,7 @@ def canet(
     name: Annotated[str, typer.Option(help="What tasks call the model.")] = "canet",
     size: NativeSize = CANET_SIZE,
     max_pixels: MaxPixels = NATIVE_PIXELS,
-    max_batch: MaxBatch = 8,
+    max_batch: NativeMaxBatch = None,
     force: Force = False,
     prune: Prune = False,
 ) -> None:

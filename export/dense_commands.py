@@ -13,7 +13,7 @@ import typer
 from export import cyctr_family, hsnet_family, mmformer_family, repri_family
 from export.family import Family
 from export.methods.cyctr.sampling import TokenLabels
-from export.methods.mmformer.graphs import ShotMerge
+from export.methods.mmformer.graphs import AveragedVectors
 from export.methods.mmformer.network import Variant
 from export.methods.repri import UPDATES
 from export.mmformer_source import mmformer_checkpoint
@@ -104,13 +104,13 @@ def add_commands(
             ),
         ] = None,
         merge: Annotated[
-            ShotMerge,
+            AveragedVectors,
             typer.Option(
                 help="Of which vectors several shots come to a mean. both: of the object and of "
                 "each proposal, as in the code. object: of the object alone, as in the paper; "
                 "cosines are averaged over the shots."
             ),
-        ] = ShotMerge.BOTH,
+        ] = AveragedVectors.BOTH,
         name: Annotated[str, typer.Option(help="What tasks call the model.")] = "mmformer",
         size: Size = MMFORMER_SIZE,
         max_batch: MaxBatch = mmformer_family.MAX_BATCH,

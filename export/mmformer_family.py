@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from export.family import Family, Free, Graph, Serving, TensorSpec, digest_of_tensors
 from export.letterboxed import position_buckets
 from export.methods.mmformer.graphs import (
+    AveragedVectors,
     Grids,
     MmformerDecode,
     MmformerFeatures,
     MmformerGuide,
     MmformerQuery,
-    ShotMerge,
     grids_of,
 )
 from export.methods.mmformer.mask_decoder import PROPOSALS
@@ -45,7 +45,7 @@ def mmformer_family(
     network: MmformerNetwork,
     size: tuple[int, int],
     provenance: Mapping[str, str],
-    merge: ShotMerge = ShotMerge.BOTH,
+    merge: AveragedVectors = AveragedVectors.BOTH,
     max_batch: int = MAX_BATCH,
 ) -> Family:
     """Splits MM-Former into graphs.
@@ -84,7 +84,7 @@ def mmformer_family(
     )
 
 
-def _graphs(network: MmformerNetwork, grids: Grids, merge: ShotMerge) -> tuple[Graph, ...]:
+def _graphs(network: MmformerNetwork, grids: Grids, merge: AveragedVectors) -> tuple[Graph, ...]:
     image = TensorSpec("image", (*grids.size, 3), "uint8")
     matching = _maps("matching", grids.matching)
     features = (

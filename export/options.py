@@ -10,6 +10,9 @@ import typer
 
 from export.errors import ExportError
 
+NATIVE = "native"
+"""The size of inputs that are images at their own size."""
+
 Out = Annotated[Path, typer.Option(help="Model repository to write to; made if it is not there.")]
 Size = Annotated[str, typer.Option(help="Input of the network: S for SxS, or HxW.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the family if it is there already.")]
@@ -26,10 +29,14 @@ MaxPixels = Annotated[
         "1 KB of memory a pixel.",
     ),
 ]
-
-
-NATIVE = "native"
-
+NativeMaxBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=128,
+        help=f"Most queries that run together; left out, fewer with --size {NATIVE} than without.",
+    ),
+]
 NativeSize = Annotated[
     str,
     typer.Option(

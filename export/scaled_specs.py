@@ -1,23 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of queries that go in at their own size, at one or several scales."""
+"""Tensors of CANet and its kin, where images go in at their own size or at a fixed one."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeAlias
 
 from export.family import Free, TensorSpec
 from export.methods.refinement import CHANNELS
 
-IMAGE: Final = TensorSpec("image", (Free.HEIGHT, Free.WIDTH, 3), "uint8")
+Grid: TypeAlias = tuple[int, int]
 
-PLANES: Final = TensorSpec("planes", (Free.PLANES, Free.HEIGHT, Free.WIDTH))
 
-FEATURES: Final = TensorSpec("features", (CHANNELS, Free.ROWS, Free.COLUMNS))
+def image_specs(
+    size: Grid | None, grid: Grid | None
+) -> tuple[TensorSpec, TensorSpec, TensorSpec, TensorSpec]:
+    """Returns `image`, `planes`, `features` and `compared`.
+
+    Args:
+        size: Rows and columns of the network's input; None for the image's own.
+        grid: Those of its features; None for what comes of that.
+    """
+    sides, cells = size or (Free.HEIGHT, Free.WIDTH), grid or (Free.ROWS, Free.COLUMNS)
+    return (
+        TensorSpec("image", (*sides, 3), "uint8"),
+        TensorSpec("planes", (Free.PLANES, *sides)),
+        TensorSpec("features", (CHANNELS, *cells)),
+        TensorSpec("compared", (CHANNELS, *cells)),
+    )
+
+
+IMAGE, PLANES, FEATURES, COMPARED = image_specs(None, None)
 
 NORMALISED: Final = TensorSpec("normalised", (3, Free.HEIGHT, Free.WIDTH))
 """The image, which is scaled anew for every query."""
-
-COMPARED: Final = TensorSpec("compared", FEATURES.dims)
 
 SCALED: Final = (
     TensorSpec("smaller", (CHANNELS, Free.SMALLER_ROWS, Free.SMALLER_COLUMNS)),

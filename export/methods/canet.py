@@ -9,7 +9,7 @@ numbers are of images at their own size, and of queries at three scales, which i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -179,88 +179,45 @@ class CanetShotsDecode(nn.Module):
         return _mean_probabilities(margins, vectors, validity).unsqueeze(2)
 
 
-class _ScaledRefinement(nn.Module):
-    """From comparisons at three scales to margins, pass by pass.
+class CanetScaledDecode(nn.Module):
+    """The `decode` graph of several scales, whatever several shots come to.
 
     How the scales of a pass come together is no more known than that they are averaged: margins
     are, at the image's size, and the next pass sees their mean, as SCL's evaluation does with sums.
     """
 
     def __init__(self, network: CanetNetwork, iterations: int) -> None:
+        """Takes the weights and the number of passes."""
         super().__init__()
         self.passes = Passes(network, network.residule1, iterations)
 
     def forward(
-        self, scales: Sequence[Tensor], size: tuple[int, int], vectors: Tensor, extent: Tensor
+        self,
+        smaller: Tensor,
+        compared: Tensor,
+        larger: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        vectors: Tensor,
+        extent: Tensor,
+        validity: Tensor | None = None,
     ) -> Tensor:
-        """Returns the last pass' margins, float32 [batch, K, H, W], the mean of all scales.
+        """See `ScaledQuery.forward`, and `CanetShotsDecode.forward` if there is a validity.
 
-        Args:
-            scales: Of `ScaledQuery`, each float32 [batch, 256, h, w].
-            size: Rows and columns of the image.
-            vectors: z, float32 [batch, K, 256].
-            extent: The same size, float32 [batch, 2]; a batch holds images of one size.
+        Without one, `vectors` are those of `CanetDecode.forward`. `extent` is the image's size,
+        float32 [batch, 2]; a batch holds images of one size.
+
+        Returns:
+            `logits` float32 [batch, ways, 1, H, W] of the same meaning, at the image's size.
         """
-        together = vectors.unsqueeze(1)
+        runs = vectors if validity is None else vectors.flatten(1, 2)
+        together = runs.unsqueeze(1)
         shares = torch.ones_like(together[..., 0]) / len(SCALES)
-        return summed(self.passes(scales, together, shares, extent[0]), size)
-
-
-class CanetScaledDecode(nn.Module):
-    """The `decode` graph of several scales where a task has one vector per way."""
-
-    def __init__(self, network: CanetNetwork, iterations: int) -> None:
-        """Takes the weights and the number of passes."""
-        super().__init__()
-        self.refinement = _ScaledRefinement(network, iterations)
-
-    def forward(
-        self,
-        smaller: Tensor,
-        compared: Tensor,
-        larger: Tensor,
-        rows: Tensor,
-        columns: Tensor,
-        vectors: Tensor,
-        extent: Tensor,
-    ) -> Tensor:
-        """See `CanetDecode.forward` and `ScaledQuery.forward`; `extent` is the image's size.
-
-        Returns:
-            `logits` float32 [batch, ways, 1, H, W] at the image's size.
-        """
-        scales, size = (smaller, compared, larger), (rows.shape[1], columns.shape[1])
-        margins: Tensor = self.refinement(scales, size, vectors, extent)
+        scales = self.passes((smaller, compared, larger), together, shares, extent[0])
+        margins = summed(scales, (rows.shape[1], columns.shape[1]))
+        if validity is not None:
+            margins = _mean_probabilities(margins, vectors, validity)
         return margins.unsqueeze(2)
-
-
-class CanetScaledShotsDecode(nn.Module):
-    """The `decode` graph of several scales where probabilities of shots are averaged."""
-
-    def __init__(self, network: CanetNetwork, iterations: int) -> None:
-        """Takes the weights and the number of passes."""
-        super().__init__()
-        self.refinement = _ScaledRefinement(network, iterations)
-
-    def forward(
-        self,
-        smaller: Tensor,
-        compared: Tensor,
-        larger: Tensor,
-        rows: Tensor,
-        columns: Tensor,
-        vectors: Tensor,
-        validity: Tensor,
-        extent: Tensor,
-    ) -> Tensor:
-        """See `CanetShotsDecode.forward` and `ScaledQuery.forward`; `extent` is the image's size.
-
-        Returns:
-            `logits` float32 [batch, ways, 1, H, W] in [-1, 1], at the image's size.
-        """
-        scales, size = (smaller, compared, larger), (rows.shape[1], columns.shape[1])
-        margins = self.refinement(scales, size, vectors.flatten(1, 2), extent)
-        return _mean_probabilities(margins, vectors, validity).unsqueeze(2)
 
 
 def _mean_probabilities(margins: Tensor, vectors: Tensor, validity: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from export.methods.canet import (
     CanetNetwork,
     CanetQuery,
     CanetScaledDecode,
-    CanetScaledShotsDecode,
     CanetShotsDecode,
 )
 from export.methods.refinement import convolution_at
@@ -161,8 +160,8 @@ def test_probabilities_of_shots_are_averaged_at_several_scales(network, scaled_q
     vectors, extent = torch.rand(1, 3, 1, 256), torch.tensor([[67.0, 91.0]])
     vectors[0, 1] = 0
     with torch.no_grad():
-        decode = CanetScaledShotsDecode(network, 2)
-        logits = decode(*query, vectors, torch.tensor([[1.0, 1.0, 1.0]]), extent)
+        decode = CanetScaledDecode(network, 2)
+        logits = decode(*query, vectors, extent, torch.tensor([[1.0, 1.0, 1.0]]))
         runs = [scaled_passes(network, image, vectors[:, shot, 0], 2) for shot in (0, 2)]
         mean = torch.stack([run.softmax(dim=1) for run in runs]).mean(dim=0)
     torch.testing.assert_close(logits[:, 0, 0], mean[:, 1] - mean[:, 0], rtol=1e-3, atol=1e-5)
@@ -195,6 +194,25 @@ def test_probabilities_are_averaged_over_the_shots_that_show_the_way(network):
             torch.testing.assert_close(
                 logits[:, way, 0], mean[:, 1] - mean[:, 0], rtol=1e-3, atol=1e-5
             )
+
+
+def test_images_of_their_own_size_run_with_fewer_ways_shots_and_queries(network):
+    def family(size, **options):
+        return canet_family(
+            alias="canet",
+            network=network,
+            size=size,
+            provenance={},
+            merge=ShotMerge.PROBABILITY,
+            **options,
+        )
+
+    fixed, native = family((65, 65)), family(None)
+    for made, ways, shots, batch in ((fixed, 32, 16, 8), (native, 8, 5, 2)):
+        assert made.serving.way_buckets[-1] == ways
+        assert made.serving.shot_buckets[-1] == shots
+        assert made.max_batch == batch
+    assert family(None, max_batch=3).max_batch == family((65, 65), max_batch=3).max_batch == 3
 
 
 def test_settings_that_change_the_graphs_change_the_name(network):

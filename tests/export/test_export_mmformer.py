@@ -13,9 +13,9 @@ from torch.nn.functional import conv2d, cosine_similarity, interpolate
 from export.errors import CheckpointError, ExportError
 from export.methods.deformable import DeformableAttention
 from export.methods.mmformer.graphs import (
+    AveragedVectors,
     MmformerDecode,
     MmformerGuide,
-    ShotMerge,
     grids_of,
 )
 from export.methods.mmformer.matching import self_aligned, source_grid
@@ -207,7 +207,7 @@ def stacked_shots(values):
     return together
 
 
-@pytest.mark.parametrize("merge", ShotMerge)
+@pytest.mark.parametrize("merge", AveragedVectors)
 def test_ways_and_shots_are_matched_as_the_specification_says(network, merge):
     """Two ways, three shots: one that is padded, and one that does not show the second way."""
     grids = grids_of(network, SIZE)
@@ -239,7 +239,7 @@ def test_ways_and_shots_are_matched_as_the_specification_says(network, merge):
             )
             mean = torch.stack(objects).mean(dim=0)[None]
             compared = proposed
-            if merge is ShotMerge.BOTH:
+            if merge is AveragedVectors.BOTH:
                 compared = [torch.stack(proposed).mean(dim=0)]
             each = [cosine_similarity(mean, vectors, dim=1) for vectors in compared]
             wanted = torch.stack(each).mean(dim=0)
@@ -254,6 +254,6 @@ def test_variants_and_settings_have_names_of_their_own(network):
     names = {
         mmformer_family(alias="m", network=network, size=size, provenance={}, merge=merge).name
         for size in ((64, 64), (96, 64))
-        for merge in ShotMerge
+        for merge in AveragedVectors
     }
     assert len(names) == 4

@@ -22,7 +22,7 @@ from export.methods.mmformer.parts import Resize
 from export.methods.mmformer.pixel_decoder import PixelDecoding
 
 
-class ShotMerge(StrEnum):
+class AveragedVectors(StrEnum):
     """Of which vectors several shots come to a mean."""
 
     #: Of the object and of every proposal, as in the code.
@@ -163,7 +163,7 @@ class MmformerDecode(nn.Module):
     """The `decode` graph: alignment with every shot of every way, comparison, score."""
 
     def __init__(
-        self, network: MmformerNetwork, grids: Grids, merge: ShotMerge = ShotMerge.BOTH
+        self, network: MmformerNetwork, grids: Grids, merge: AveragedVectors = AveragedVectors.BOTH
     ) -> None:
         """Takes the weights, the sizes of the maps, and what several shots come to."""
         super().__init__()
@@ -201,7 +201,7 @@ class MmformerDecode(nn.Module):
             for vectors in zip(*self._vectors(*inputs), strict=True)
         ]
         objects = _mean_over_shots(objects, shown)
-        if self.merge is ShotMerge.OBJECT:
+        if self.merge is AveragedVectors.OBJECT:
             return _mean_over_shots(cosines(objects.unsqueeze(1), proposals), shown)
         return cosines(objects, _mean_over_shots(proposals, shown))
 
