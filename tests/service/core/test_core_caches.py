@@ -147,6 +147,8 @@ async def test_a_promised_value_is_waited_for_only_when_somebody_asks() -> None:
         raise AssertionError("it is being made already")
 
     leave = cache.promise("a", wait)
+    with pytest.raises(ValueError, match="being made already"):
+        cache.promise("a", wait)
     await asyncio.sleep(0)
     assert cache.expects("a")
     assert not asked
