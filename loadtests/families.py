@@ -7,7 +7,6 @@ benchmarks that compare with it or weigh what it exchanges.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ from google.protobuf import text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime
+from loadtests.floor import opened
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -164,15 +162,8 @@ class Served:
     def _session(self, role: str, config: Any) -> Any:
         if role not in self._sessions:
             file = config.default_model_filename or "model.onnx"
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = self._threads
-            # As in the service: a spinning engine would slow what runs beside it.
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            self._sessions[role] = onnxruntime.InferenceSession(
-                str(self._repository / config.name / "1" / file),
-                options,
-                providers=["CPUExecutionProvider"],
-            )
+            graph = self._repository / config.name / "1" / file
+            self._sessions[role] = opened(graph, self._threads)
         return self._sessions[role]
 
 

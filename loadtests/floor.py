@@ -167,6 +167,20 @@ class Clock:
         return sum(self.seconds.get(part, 0.0) for part in parts)
 
 
+def opened(graph: Path, threads: int) -> Any:
+    """Opens a graph in ONNX Runtime.
+
+    Args:
+        graph: Its file.
+        threads: Of one run; 0: one per core.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # As in the service: a spinning engine would slow what runs beside it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
 class StraightLine:
     """The default model's graphs, called one after another.
 
@@ -177,16 +191,8 @@ class StraightLine:
     """
 
     def __init__(self, repository: Path, family: str, threads: int = 0) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # As in the service: a spinning engine would slow the codec that runs beside it.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._graphs: dict[str, Any] = {
-            role: onnxruntime.InferenceSession(
-                str(repository / f"{family}_{role}" / "1" / "model.onnx"),
-                options,
-                providers=["CPUExecutionProvider"],
-            )
+            role: opened(repository / f"{family}_{role}" / "1" / "model.onnx", threads)
             for role in ("features", "guide", "decode")
         }
         self._maps = [output.name for output in self._graphs["features"].get_outputs()]
