@@ -77,20 +77,22 @@ def registered(target: Target, scenario: Scenario) -> Iterator[tuple[Connection,
         connection.close()
 
 
-def run(scenario: Scenario, subject: Subject, tell: Tell) -> Result:
+def run(scenario: Scenario, subject: Subject, tell: Tell, *, seed: int = 0) -> Result:
     """Runs a scenario: tasks, capacity if it is asked for, warm-up, repeats.
 
     Args:
         scenario: Any kind but ``cold_start``.
         subject: The server.
         tell: Hears what goes on.
+        seed: Of the first repeat's images and arrivals; each further one takes the next. Two runs
+            on one server need seeds that lie apart, or it knows the images already.
     """
     with registered(subject.target, scenario) as (_, tasks):
         if scenario.load.capacity_share is not None:
             scenario = _with_rate(scenario, subject, tasks, tell)
         measure = {"stream": _stream, "batch": _batch}.get(scenario.work.kind, _open_loop)
         repeats = []
-        for number in range(scenario.load.repeats):
+        for number in range(seed, seed + scenario.load.repeats):
             repeat = measure(scenario, subject, tasks, number)
             tell(summary(repeat))
             repeats.append(repeat)
@@ -107,10 +109,12 @@ def summary(repeat: Repeat) -> str:
     return line if repeat.valid else f"{line}  INVALID: {repeat.problem}"
 
 
-def capacity(scenario: Scenario, subject: Subject, tasks: list[str], seconds: float) -> float:
+def capacity(
+    scenario: Scenario, subject: Subject, tasks: list[str], seconds: float, *, seed: int = 77
+) -> float:
     """Requests per second with enough of them in flight to keep the server busy."""
     concurrency = 4 * (os.cpu_count() or 1)
-    sent = jobs(scenario.work, tasks, scenario.work.images, seed=77)
+    sent = jobs(scenario.work, tasks, scenario.work.images, seed=seed)
     records = asyncio.run(
         saturate(subject.target, sent, seconds, concurrency, scenario.load.deadline_seconds)
     )
@@ -120,7 +124,7 @@ def capacity(scenario: Scenario, subject: Subject, tasks: list[str], seconds: fl
 
 
 def _with_rate(scenario: Scenario, subject: Subject, tasks: list[str], tell: Tell) -> Scenario:
-    capacity(scenario, subject, tasks, 1.0)
+    capacity(scenario, subject, tasks, 1.0, seed=76)
     reached = capacity(scenario, subject, tasks, _CAPACITY_SECONDS)
     share = scenario.load.capacity_share or 1.0
     tell(f"capacity {reached:.1f}/s, offering {share:g} times that")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
 
 import msgspec
 import numpy as np
@@ -25,53 +28,54 @@ from loadtests.scenarios import Work
 from loadtests.servers import cpu_seconds
 from loadtests.targets import Connection
 
-_REPEATS = 3
-_SECONDS = 8.0
+#: Short turns: the speed of a shared machine changes within a minute.
+_TURNS = 6
+_SECONDS = 4.0
+#: More than a turn takes, so that none comes twice.
+_IMAGES = 250
 _DEADLINE = 10.0
+_OVERLOADS = 2
+_OVERLOAD_SECONDS = 8.0
 _SEED = 4242
+
+
+@dataclass(slots=True)
+class _Saturated:
+    """What turns at saturation, between two readings of the straight line each, came to."""
+
+    rates: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
+    per_request: list[float] = field(default_factory=list)
 
 
 def throughput(stand: Stand) -> Row:
     """Answers per second at saturation against what the cores could do at best."""
-    cores = os.cpu_count() or 1
     task = stand.task("bench-throughput", 1, _SEED)
-    sent = jobs(Work(), [task], 400, seed=500)
-    asyncio.run(saturate(stand.server.target, sent[:50], 2.0, 4 * cores, _DEADLINE))
-    rates, shares, others, per_request = [], [], [], []
-    for _ in range(_REPEATS):
-        line, echo = _line_cpu(), _echo_cpu()
-        used = stand.server.cpu_seconds()
-        with ResourceSampler(stand.server.process) as sampler:
-            records = asyncio.run(
-                saturate(stand.server.target, sent, _SECONDS, 4 * cores, _DEADLINE)
-            )
-        elapsed = _elapsed(records)
-        answered = len(records.answered)
-        rate = answered / elapsed
-        per_request.append((stand.server.cpu_seconds() - used) / answered)
-        free = cores - records.generator_cpu / elapsed
-        others.append(
-            float(np.mean(sampler.use.other_cores)) - records.generator_cpu / elapsed
-            if sampler.use.other_cores
-            else 0.0
-        )
-        rates.append(rate)
-        shares.append(rate / (free / (line + echo)))
-    share, rate = float(np.median(shares)), float(np.median(rates))
-    disturbance = max(0.0, float(np.median(others)))
+    _saturated(stand, task, 500, _Saturated())
+    echo, line_cpu = _echo_cpu(), _LineCpu()
+    found = _Saturated()
+    lines = [line_cpu()]
+    for turn in range(_TURNS):
+        free = _saturated(stand, task, 501 + turn, found)
+        lines.append(line_cpu())
+        found.shares.append(found.rates[-1] * (float(np.mean(lines[-2:])) + echo) / free)
+    line = float(np.median(lines))
+    share, rate = float(np.median(found.shares)), float(np.median(found.rates))
+    disturbance = max(0.0, float(np.median(found.others or [0.0])))
     return Row(
         name="throughput",
         what="Throughput at saturation",
         target="at least 90 % of cores / (engine + floor CPU seconds per request)",
         floor=f"{rate / share:.1f}/s: {(line + echo) * 1e3:.1f} ms of CPU a request at best",
-        measured=f"{rate:.1f}/s = {share:.0%} ({spread(shares)})",
+        measured=f"{rate:.1f}/s = {share:.0%} ({spread(found.shares)})",
         met=share >= 0.9,
         figures={
             "rate (1/s)": rate,
             "share (1)": share,
             "CPU of the straight line": line * 1e3,
             "CPU of the echo": echo * 1e3,
-            "CPU of the server per request": float(np.median(per_request)) * 1e3,
+            "CPU of the server per request": float(np.median(found.per_request)) * 1e3,
             "other processes (cores)": disturbance,
         },
         note=f"Other processes took {disturbance:.2f} cores meanwhile, which is charged to the "
@@ -81,21 +85,44 @@ def throughput(stand: Stand) -> Row:
     )
 
 
+def _callers() -> int:
+    return 4 * (os.cpu_count() or 1)
+
+
+def _saturated(stand: Stand, task: str, seed: int, found: _Saturated) -> float:
+    """Keeps the server busy for a turn; returns the cores that the generator left."""
+    sent = jobs(Work(), [task], _IMAGES, seed=seed)
+    used = stand.server.cpu_seconds()
+    with ResourceSampler(stand.server.process) as sampler:
+        records = asyncio.run(saturate(stand.server.target, sent, _SECONDS, _callers(), _DEADLINE))
+    elapsed = _elapsed(records)
+    answered = len(records.answered)
+    generator = records.generator_cpu / elapsed
+    found.rates.append(answered / elapsed)
+    found.per_request.append((stand.server.cpu_seconds() - used) / answered)
+    if sampler.use.other_cores:
+        found.others.append(float(np.mean(sampler.use.other_cores)) - generator)
+    return (os.cpu_count() or 1) - generator
+
+
 def _elapsed(records: Records) -> float:
     return float((records.intended + records.latency).max())
 
 
-def _line_cpu() -> float:
+class _LineCpu:
     """CPU seconds of one straight-line request, engine included, on one thread."""
-    line = StraightLine(REPOSITORY, family_name(), threads=1)
-    prototypes = line.prototypes(supports_of(1, _SEED))
-    images = photographs(40, seed=600)
-    for image in images[:8]:
-        line.segment(image.jpeg, prototypes, image.height, image.width, Clock())
-    used = time.process_time()
-    for image in images[8:]:
-        line.segment(image.jpeg, prototypes, image.height, image.width, Clock())
-    return (time.process_time() - used) / len(images[8:])
+
+    def __init__(self) -> None:
+        self._line = StraightLine(REPOSITORY, family_name(), threads=1)
+        self._prototypes = self._line.prototypes(supports_of(1, _SEED))
+        self._images = photographs(32, seed=600)
+        self()
+
+    def __call__(self) -> float:
+        used = time.process_time()
+        for image in self._images:
+            self._line.segment(image.jpeg, self._prototypes, image.height, image.width, Clock())
+        return (time.process_time() - used) / len(self._images)
 
 
 def _echo_cpu() -> float:
@@ -115,47 +142,46 @@ def _echo_cpu() -> float:
     return seconds
 
 
-def overload(stand: Stand, repeats: int = 2) -> Row:
-    """Twice the capacity, open loop."""
+def overload(stand: Stand) -> Row:
+    """Twice the capacity, open loop, in turns with loads near it."""
     scenario = scenarios.load("overload")
     subject = Subject(stand.server.target, "embedded", stand.server)
     task = stand.task("bench-overload", 1, _SEED)
-    # Open loop as well, so that the generator costs the same: the highest of a few rates.
     reached = capacity(scenario, subject, [task], 4.0)
-    peak = max(_goodput(subject, share * reached) for share in (0.9, 1.05))
-    peak = max(peak, 1e-9)
-    load = msgspec.structs.replace(
-        scenario.load, rate=2.0 * reached, capacity_share=None, repeats=repeats
-    )
-    result = run(msgspec.structs.replace(scenario, load=load), subject, lambda _: None)
-    goodputs = [repeat.good_rate for repeat in result.repeats]
-    share = float(np.median(goodputs)) / peak
-    p99 = max(repeat.latency["p99"] for repeat in result.repeats)
-    refusal = max(repeat.refusal_p99 for repeat in result.repeats)
-    lost = sum(repeat.lost for repeat in result.repeats)
-    late = sum(repeat.codes.get("DEADLINE_EXCEEDED", 0) for repeat in result.repeats)
-    met = share >= 0.9 and p99 <= load.deadline_seconds and refusal <= 0.02 and lost == 0
+    # Open loop as well, so that the generator costs the same: the highest of a few rates.
+    seeds = count(3000)
+    peaks, repeats, shares = [_peak(subject, reached, seeds)], [], []
+    for _ in range(_OVERLOADS):
+        repeats.append(_offered(subject, 2.0 * reached, seeds, _OVERLOAD_SECONDS))
+        peaks.append(_peak(subject, reached, seeds))
+        shares.append(repeats[-1].good_rate / max(float(np.mean(peaks[-2:])), 1e-9))
+    deadline = scenario.load.deadline_seconds
+    goodput, share = float(np.median([one.good_rate for one in repeats])), float(np.median(shares))
+    p99 = max(repeat.latency["p99"] for repeat in repeats)
+    refusal = max(repeat.refusal_p99 for repeat in repeats)
+    lost = sum(repeat.lost for repeat in repeats)
+    late = sum(repeat.codes.get("DEADLINE_EXCEEDED", 0) for repeat in repeats)
     return Row(
         name="overload",
         what="Overload at twice the capacity",
-        target=f"goodput >= 90 % of peak; admitted p99 <= {load.deadline_seconds:g} s; refusals "
-        "p99 <= 20 ms; none lost",
-        floor=f"peak {peak:.1f}/s",
-        measured=f"goodput {np.median(goodputs):.1f}/s = {share:.0%}; admitted p99 "
+        target=f"goodput >= 90 % of peak; admitted p99 <= {deadline:g} s; refusals p99 <= 20 ms; "
+        "none lost",
+        floor=f"peak {np.median(peaks):.1f}/s",
+        measured=f"goodput {goodput:.1f}/s = {share:.0%} ({spread(shares)}); admitted p99 "
         f"{p99 * 1e3:.0f} ms; refusals p99 {refusal * 1e3:.1f} ms; {lost} lost, {late} past "
         "their deadline",
-        met=met,
+        met=share >= 0.9 and p99 <= deadline and refusal <= 0.02 and lost == 0,
         figures={
-            "peak (1/s)": peak,
-            "goodput (1/s)": float(np.median(goodputs)),
+            "peak (1/s)": float(np.median(peaks)),
+            "goodput (1/s)": goodput,
             "share (1)": share,
             "admitted p99": p99 * 1e3,
             "refusals p99": refusal * 1e3,
             "lost (count)": float(lost),
             "late (count)": float(late),
-            "lag p99": max(repeat.lag_p99 for repeat in result.repeats) * 1e3,
+            "lag p99": max(repeat.lag_p99 for repeat in repeats) * 1e3,
         },
-        note=_problems(result.repeats),
+        note=_problems(repeats),
     )
 
 
@@ -163,11 +189,21 @@ def _problems(repeats: list[Repeat]) -> str:
     return "; ".join(sorted({repeat.problem for repeat in repeats if repeat.problem}))
 
 
-def _goodput(subject: Subject, rate: float) -> float:
-    """Open-loop goodput at a rate near the capacity."""
+def _peak(subject: Subject, reached: float, seeds: Iterator[int]) -> float:
+    """The better goodput of two loads near the capacity."""
+    return max(_offered(subject, share * reached, seeds).good_rate for share in (0.9, 1.05))
+
+
+def _offered(subject: Subject, rate: float, seeds: Iterator[int], seconds: float = 4.0) -> Repeat:
+    """Some seconds of the scenario at a rate, with images that the server has not seen."""
     scenario = scenarios.load("overload")
     load = msgspec.structs.replace(
-        scenario.load, rate=rate, capacity_share=None, repeats=1, seconds=5.0, warm_up_seconds=1.0
+        scenario.load,
+        rate=rate,
+        capacity_share=None,
+        repeats=1,
+        seconds=seconds,
+        warm_up_seconds=1.0,
     )
-    result = run(msgspec.structs.replace(scenario, load=load), subject, lambda _: None)
-    return result.repeats[0].good_rate
+    scenario = msgspec.structs.replace(scenario, load=load)
+    return run(scenario, subject, lambda _: None, seed=next(seeds)).repeats[0]

@@ -7,16 +7,28 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 from service.core.calls import Call, deadline_exceeded
 from service.core.ports import Telemetry
 from service.core.refusals import overloaded, stopping
 from service.core.timing import Stage
 
-_Queue = deque[asyncio.Future[None]]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiter:
+    """A request in a queue, and the future that hears of its turn."""
+
+    turn: asyncio.Future[None]
+    call: Call
+
+
+_Queue = deque[_Waiter]
 
 #: Weight of the newest request in the running mean of service times.
 _SMOOTHING = 0.1
+#: A queue may move so many times slower than it has lately. Late answers are answers in vain.
+_CAUTION = 1.25
 #: Seconds; who comes back sooner finds the same queue.
 _SOONEST_RETRY = 0.05
 
@@ -81,7 +93,8 @@ class Admission:
 
         Raises:
             ResourceExhaustedError: The queue is full or too long (OVERLOADED).
-            DeadlineExceededError: The deadline passed while waiting.
+            DeadlineExceededError: The deadline passed while waiting, or leaves too little time for
+                the work when the turn comes.
             UnavailableError: The server is stopping (STOPPING).
         """
         with call.clock.measure(Stage.QUEUE):
@@ -113,14 +126,15 @@ class Admission:
         if (
             len(self._calls) >= self._places
             or expected > self._queue_seconds
-            or (remaining is not None and expected + self._service_seconds > remaining)
+            or (remaining is not None and _CAUTION * (expected + self._service_seconds) > remaining)
         ):
             raise overloaded(max(expected, _SOONEST_RETRY))
 
     async def _wait(self, call: Call, patient: bool) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(turn, call)
         queue = self._frames if patient else self._calls
-        queue.append(turn)
+        queue.append(waiter)
         self._report()
         limits = [call.remaining(), None if patient else self._queue_seconds]
         timeout = min((limit for limit in limits if limit is not None), default=None)
@@ -128,12 +142,12 @@ class Admission:
             async with asyncio.timeout(timeout):
                 await turn
         except BaseException as error:
-            if turn.done() and not turn.cancelled():
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 # The slot was handed over in the moment the caller gave up.
                 self._release()
             else:
                 with suppress(ValueError):  # a release may have skipped it already
-                    queue.remove(turn)
+                    queue.remove(waiter)
                 self._report()
             if isinstance(error, TimeoutError):
                 raise self._waited_too_long(call) from None
@@ -145,15 +159,24 @@ class Admission:
         return overloaded(max(self._service_seconds, _SOONEST_RETRY))
 
     def _release(self) -> None:
-        while (turn := self._next_turn()) is not None:
-            if not turn.done():
-                turn.set_result(None)
-                self._report()
-                return
+        while (waiter := self._next_waiter()) is not None:
+            if waiter.turn.done():
+                continue
+            if self._too_late(waiter.call):
+                # Others behind it can still be answered in time.
+                waiter.turn.set_exception(deadline_exceeded())
+                continue
+            waiter.turn.set_result(None)
+            self._report()
+            return
         self._free += 1
         self._report()
 
-    def _next_turn(self) -> asyncio.Future[None] | None:
+    def _too_late(self, call: Call) -> bool:
+        remaining = call.remaining()
+        return remaining is not None and remaining < self._service_seconds
+
+    def _next_waiter(self) -> _Waiter | None:
         queues = (self._frames, self._calls) if self._frames_next else (self._calls, self._frames)
         for queue in queues:
             if queue:

@@ -206,3 +206,34 @@ async def test_a_deadline_counts_the_time_in_the_slot_as_well() -> None:
     door.check(Call(deadline=time.monotonic() + 0.5))
     holder.leave.set()
     await holder.task
+
+
+async def test_the_door_allows_for_a_queue_that_slows_down() -> None:
+    door = admission(in_flight=10)
+    running = Holder(door)
+    await running.inside.wait()
+    # Of what is known before the first has ended: 0.05 s each, so 0.1 s for the second.
+    with pytest.raises(ResourceExhaustedError):
+        door.check(Call(deadline=time.monotonic() + 0.115))
+    door.check(Call(deadline=time.monotonic() + 0.5))
+    running.leave.set()
+    await running.task
+
+
+async def test_a_turn_that_comes_too_late_passes_to_the_next() -> None:
+    door = admission(in_flight=10)
+    running = Holder(door)
+    await running.inside.wait()
+    late = Holder(door, Call(deadline=time.monotonic() + 0.3))
+    await settle()
+    behind = Holder(door)
+    await settle()
+    await asyncio.sleep(0.26)  # 0.04 s are left, and a request takes 0.05 s
+    running.leave.set()
+    await running.task
+    with pytest.raises(DeadlineExceededError):
+        await late.task
+    await asyncio.wait_for(behind.inside.wait(), 1)
+    behind.leave.set()
+    await behind.task
+    assert door.in_flight == 0
