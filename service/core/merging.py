@@ -195,7 +195,9 @@ def pad_guidance(family: ModelFamily, merged: Guidance, ways: int) -> dict[str, 
             axis = 1 + tensor.positions_axis
             needed = values.shape[axis]
             padding[axis] = (0, bucket(needed, family.position_buckets, "positions") - needed)
-        padded[tensor.name] = np.ascontiguousarray(np.pad(values, padding)[None])
+        # Numpy takes a tenth of a millisecond to pad by nothing.
+        filled = np.pad(values, padding) if any(map(sum, padding)) else values
+        padded[tensor.name] = np.ascontiguousarray(filled[None])
     return padded
 
 

@@ -72,7 +72,7 @@ def label_plane(
         else:
             paint(labels, geometry, way, image)
     if annotation.exhaustive:
-        labels[labels == UNLABELLED] = 0
+        np.copyto(labels, 0, where=labels == UNLABELLED)
     return labels
 
 

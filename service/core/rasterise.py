@@ -275,7 +275,7 @@ def _fill(plane: NDArray[np.int16], spans: _Spans, value: int) -> None:
     changes = np.bincount(base + starts, minlength=shape[0] * shape[1])
     changes -= np.bincount(base + stops, minlength=shape[0] * shape[1])
     covered = np.cumsum(changes.reshape(shape), axis=1)[:, :-1] > 0
-    plane[top:bottom, left:right][covered] = value
+    np.copyto(plane[top:bottom, left:right], value, where=covered)
 
 
 def _ragged(first: _Ints, last: _Ints) -> tuple[_Ints, _Ints]:
