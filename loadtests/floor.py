@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import sqlite3
 import struct
 import time
 import zlib
@@ -269,3 +270,55 @@ class StraightLine:
         found = finding(logits, height, width)
         clock.lap("answer")
         return found
+
+
+class Annotator:
+    """Another annotation of a known image, straight: draw, ``guide``, commit.
+
+    A row of a SQLite file is replaced in a durable transaction, as the service's store promises it.
+
+    Args:
+        line: The graphs.
+        folder: Where the file goes.
+    """
+
+    def __init__(self, line: StraightLine, folder: Path) -> None:
+        self._line = line
+        self._maps: Maps = {}
+        self._size = (0, 0)
+        self._database = sqlite3.connect(
+            folder / "floor.db", isolation_level=None, check_same_thread=False
+        )
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.execute(
+            "CREATE TABLE tasks (id INTEGER PRIMARY KEY, header BLOB, support BLOB)"
+        )
+        self._database.execute("INSERT INTO tasks VALUES (1, x'00', x'00')")
+
+    def know(self, jpeg: bytes) -> None:
+        """Computes the feature maps of the photograph that is annotated from now on."""
+        width, height = Image.open(io.BytesIO(jpeg)).size
+        self._size = (height, width)
+        self._maps = self._line.features(network_image(jpeg))
+
+    def guide(self, outline: Sequence[tuple[float, float]]) -> Clock:
+        """Draws an outline and runs ``guide``; returns the time of ``draw`` and ``guide``."""
+        clock = Clock()
+        planes = drawn_planes(outline, *self._size)
+        clock.lap("draw")
+        self._line.guide(self._maps, planes)
+        clock.lap("guide")
+        return clock
+
+    def commit(self, content: bytes) -> None:
+        """Replaces the row."""
+        self._database.execute("BEGIN IMMEDIATE")
+        self._database.execute(
+            "UPDATE tasks SET header = ?, support = ? WHERE id = 1", (content[:300], content)
+        )
+        self._database.execute("COMMIT")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._database.close()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from fewseg.v1 import task_service_pb2 as task_pb2
 from loadtests.bench.rows import Row, median_ms, spread
 from loadtests.bench.stand import REPOSITORY, Stand, family_name, supports_of
-from loadtests.floor import Clock, Maps, drawn_planes, finding, network_image
+from loadtests.floor import Annotator, Clock, finding, network_image
+from loadtests.peers import plain_grpc
 from loadtests.peers.running import Call, running_peer
 from loadtests.photographs import Photograph, outline, photographs
 from loadtests.plans import register, support_of
@@ -218,32 +219,42 @@ def annotating(stand: Stand) -> Row:
     """AnnotateSupport on a known image, against echo, drawing, ``guide`` and a commit."""
     (support,) = photographs(1, seed=_SUPPORT_SEED + 20)
     task = register(stand.connection, "bench-annotating", [support_of(support, 0)])
-    features = stand.line.features(network_image(support.jpeg))
     before = stand.server.graph_runs()["features"]
-    with _committing() as commit:
+    prototypes = stand.prototypes(1, _SUPPORT_SEED)
+    with (
+        tempfile.TemporaryDirectory(prefix="fewseg-load-") as folder,
+        closing(Annotator(stand.line, Path(folder))) as line,
+        running_peer("grpc", REPOSITORY, family_name(), prototypes) as peer,
+        grpc.insecure_channel(peer.address) as channel,
+    ):
+        line.know(support.jpeg)
+        channel.unary_unary(f"/{plain_grpc.SERVICE}/{plain_grpc.KNOW}")(support.jpeg)
+        plain = channel.unary_unary(f"/{plain_grpc.SERVICE}/{plain_grpc.ANNOTATE}")
         rounds = [
-            _annotated(stand, task, support, features, number, commit)
+            _annotated(stand, task, support, number, line, plain)
             for number in range(_PAIRS * 2 + _WARM_UP)
         ]
     runs = stand.server.graph_runs()["features"] - before
-    taken, floors, served, guides, commits = np.median(rounds[_WARM_UP:], axis=0) * 1e3
-    ratio = float(taken / floors)
+    medians = np.median([list(one.values()) for one in rounds[_WARM_UP:]], axis=0) * 1e3
+    found = dict(zip(rounds[0], medians.tolist(), strict=True))
+    floor = found["floor"]
+    ratio, plain_ratio = found["client"] / floor, found["plain server"] / floor
     return Row(
         name="annotating",
         what="AnnotateSupport on a known image",
         target="at most 1.25 x (echo + rasterise + `guide` + commit); no `features` run",
-        floor=f"{floors:.2f} ms: `guide` {guides:.2f}, commit {commits:.2f}",
-        measured=f"{taken:.2f} ms = {ratio:.2f} x floor; {runs} `features` runs",
+        floor=f"{floor:.2f} ms: `guide` {found['guide called directly']:.2f}, commit "
+        f"{found['commit']:.2f}",
+        measured=f"{found['client']:.2f} ms = {ratio:.2f} x floor; {runs} `features` runs",
         met=ratio <= 1.25 and runs == 0,
         figures={
-            "client": float(taken),
-            "floor": float(floors),
+            **found,
             "ratio (1)": ratio,
-            "guide as served": float(served),
-            "guide called directly": float(guides),
-            "commit": float(commits),
+            "plain server, ratio (1)": plain_ratio,
             "features runs (count)": float(runs),
         },
+        note="A plain gRPC server of asyncio that draws and runs `guide` in a thread, commits in "
+        f"another, and checks, keeps and bounds nothing, takes {plain_ratio:.2f} x floor.",
     )
 
 
@@ -251,11 +262,11 @@ def _annotated(
     stand: Stand,
     task: str,
     support: Photograph,
-    features: Maps,
     number: int,
-    commit: Callable[[bytes], None],
-) -> tuple[float, float, float, float, float]:
-    """Seconds of one annotation: client, floor, ``guide`` as served, ``guide``, commit."""
+    line: Annotator,
+    plain: Callable[[bytes], bytes],
+) -> dict[str, float]:
+    """Seconds of one annotation: by the service, its floor and parts, by a plain server."""
     request = task_pb2.AnnotateSupportRequest(
         name=task, support_id="s0", annotation=support_of(support, number).annotation
     ).SerializeToString()
@@ -264,37 +275,19 @@ def _annotated(
     taken = time.perf_counter() - started
     served = engine_seconds(task_pb2.AnnotateSupportResponse.FromString(content).timings)
     echo = stand.echo(request, len(content))
-    clock = Clock()
-    planes = drawn_planes(outline(support, number), support.height, support.width)
-    clock.lap("draw")
-    stand.line.guide(features, planes)
-    clock.lap("guide")
-    commit(request)
+    clock = line.guide(outline(support, number))
+    line.commit(request)
     clock.lap("commit")
-    floor = echo + clock.of("draw", "guide", "commit")
-    return taken, floor, served, clock.of("guide"), clock.of("commit")
-
-
-@contextmanager
-def _committing() -> Iterator[Callable[[bytes], None]]:
-    """One durable SQLite transaction that replaces a row, with the store's own promises."""
-    with (
-        tempfile.TemporaryDirectory(prefix="fewseg-load-") as folder,
-        closing(sqlite3.connect(Path(folder) / "floor.db", isolation_level=None)) as database,
-    ):
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute("CREATE TABLE tasks (id INTEGER PRIMARY KEY, header BLOB, support BLOB)")
-        database.execute("INSERT INTO tasks VALUES (1, x'00', x'00')")
-
-        def commit(content: bytes) -> None:
-            database.execute("BEGIN IMMEDIATE")
-            database.execute(
-                "UPDATE tasks SET header = ?, support = ? WHERE id = 1", (content[:300], content)
-            )
-            database.execute("COMMIT")
-
-        yield commit
+    started = time.perf_counter()
+    plain(request)
+    return {
+        "client": taken,
+        "floor": echo + clock.of("draw", "guide", "commit"),
+        "plain server": time.perf_counter() - started,
+        "guide as served": served,
+        "guide called directly": clock.of("guide"),
+        "commit": clock.of("commit"),
+    }
 
 
 def second_task(stand: Stand) -> Row:

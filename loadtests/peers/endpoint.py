@@ -21,14 +21,18 @@ REPOSITORY, FAMILY, GUIDANCE = "PEER_REPOSITORY", "PEER_FAMILY", "PEER_GUIDANCE"
 
 
 class Segmenter:
-    """Decodes, runs the network, decides and encodes: the arithmetic of the floor."""
+    """Decodes, runs the network, decides and encodes: the arithmetic of the floor.
+
+    Attributes:
+        line: The graphs.
+    """
 
     def __init__(self) -> None:
-        self._line = StraightLine(Path(os.environ[REPOSITORY]), os.environ[FAMILY])
+        self.line = StraightLine(Path(os.environ[REPOSITORY]), os.environ[FAMILY])
         self._prototypes: Any = np.load(os.environ[GUIDANCE])
 
     def segment(self, jpeg: bytes, height: int = 375, width: int = 500) -> tuple[bytes, float]:
         """A photograph to its mask (PNG), and the seconds that the graphs took."""
         clock = Clock()
-        found = self._line.segment(jpeg, self._prototypes, height, width, clock)
+        found = self.line.segment(jpeg, self._prototypes, height, width, clock)
         return found.png, clock.of("features", "decode")

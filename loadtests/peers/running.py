@@ -45,11 +45,13 @@ class Peer:
         name: Of the server.
         call: Safe from any thread.
         process: Its main process.
+        address: Of its first port.
     """
 
     name: str
     call: Call
     process: psutil.Process
+    address: str
 
 
 def environments() -> Path:
@@ -89,7 +91,7 @@ def running_peer(name: str, repository: Path, family: str, guidance: Any) -> Ite
             family_of_processes = psutil.Process(process.pid)
             try:
                 _wait(call, process, log_path, name)
-                yield Peer(name, call, family_of_processes)
+                yield Peer(name, call, family_of_processes, f"127.0.0.1:{ports[0]}")
             finally:
                 children = []
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -174,7 +176,7 @@ def _mlserver(folder: Path, ports: list[int]) -> tuple[list[str], Call]:
 def _plain(folder: Path, ports: list[int]) -> tuple[list[str], Call]:
     command = [sys.executable, "-m", "loadtests.peers.plain_grpc", str(ports[0])]
     channel = grpc.insecure_channel(f"127.0.0.1:{ports[0]}")
-    segment: Any = channel.unary_unary(f"/{plain_grpc.SERVICE}/{plain_grpc.METHOD}")
+    segment: Any = channel.unary_unary(f"/{plain_grpc.SERVICE}/{plain_grpc.SEGMENT}")
 
     def call(jpeg: bytes) -> float:
         (seconds,) = plain_grpc.SECONDS.unpack_from(segment(jpeg, timeout=_TIMEOUT))

@@ -1,16 +1,23 @@
 """The floor must compute what the service computes, or nothing could be held against it."""
 
+import sqlite3
 import time
+from contextlib import closing
 from io import BytesIO
+from pathlib import Path
 
+import grpc
 import numpy as np
 from PIL import Image
 
 from fewseg import Annotation, Client, Polygon, Support
+from fewseg.v1.task_service_pb2 import AnnotateSupportRequest
 from loadtests.bench.stand import REPOSITORY, family_name, supports_of
 from loadtests.floor import Clock, StraightLine
+from loadtests.peers.plain_grpc import ANNOTATE, KNOW, SERVICE
 from loadtests.peers.running import running_peer
 from loadtests.photographs import outline, photographs
+from loadtests.plans import support_of
 
 SHOTS, SEED = 2, 3
 
@@ -50,3 +57,24 @@ def test_the_plain_server_answers_with_the_graphs_seconds() -> None:
             assert 0 < seconds < time.perf_counter() - started
         process = plain.process
     assert not process.is_running()
+
+
+def test_the_plain_server_annotates_and_commits() -> None:
+    (support,) = photographs(1, seed=SEED)
+    prototypes = StraightLine(REPOSITORY, family_name(), threads=1).prototypes(
+        supports_of(SHOTS, SEED)
+    )
+    request = AnnotateSupportRequest(
+        support_id="s0", annotation=support_of(support, 0).annotation
+    ).SerializeToString()
+    with (
+        running_peer("grpc", REPOSITORY, family_name(), prototypes) as plain,
+        grpc.insecure_channel(plain.address) as channel,
+    ):
+        folder = Path(plain.process.cwd())
+        channel.unary_unary(f"/{SERVICE}/{KNOW}")(support.jpeg)
+        assert channel.unary_unary(f"/{SERVICE}/{ANNOTATE}")(request)
+        with closing(sqlite3.connect(folder / "floor.db")) as database:
+            ((stored,),) = database.execute("SELECT support FROM tasks").fetchall()
+    assert stored == request
+    assert not folder.exists()
