@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 import psutil
 from tritonclient.grpc import service_pb2
 
-from loadtests.peers import plain_grpc
+from loadtests.peers import plain_grpc, plain_triton
 from loadtests.peers.endpoint import ENGINE_SECONDS, FAMILY, GUIDANCE, REPOSITORY
 from loadtests.servers import ServerError, stop
 
@@ -33,7 +34,7 @@ _TIMEOUT = 30.0
 _IDLE_SECONDS = 2.0
 _ROOT = Path(__file__).parents[2]
 
-#: Sends a JPEG, returns the seconds that the peer's engine took.
+#: Sends a JPEG, returns the seconds that the peer's engine took, 0 if it does not say.
 Call = Callable[[bytes], float]
 
 
@@ -66,8 +67,17 @@ def installed(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def running_peer(name: str, repository: Path, family: str, guidance: Any) -> Iterator[Peer]:
-    """Runs ``litserve``, ``mlserver`` or ``grpc`` on free ports of this machine.
+def running_peer(
+    name: str, repository: Path, family: str, guidance: Any, triton: str = ""
+) -> Iterator[Peer]:
+    """Runs a peer on free ports of this machine.
+
+    Args:
+        name: ``litserve``, ``mlserver``, ``grpc``, or ``triton``: a plain server in front of one.
+        repository: Of the model.
+        family: Its family.
+        guidance: Of the task that the peer answers under.
+        triton: Its gRPC address.
 
     Raises:
         ServerError: It does not answer within a minute.
@@ -81,8 +91,13 @@ def running_peer(name: str, repository: Path, family: str, guidance: Any) -> Ite
             GUIDANCE: str(Path(folder) / "guidance.npy"),
         }
         ports = _free_ports(3)
-        start = {"litserve": _litserve, "mlserver": _mlserver, "grpc": _plain}[name]
-        command, call = start(Path(folder), ports)
+        starts: dict[str, Callable[[Path, list[int]], tuple[list[str], Call]]] = {
+            "litserve": _litserve,
+            "mlserver": _mlserver,
+            "grpc": _plain,
+            "triton": partial(_plain_triton, address=triton),
+        }
+        command, call = starts[name](Path(folder), ports)
         log_path = Path(folder) / "log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
@@ -181,6 +196,18 @@ def _plain(folder: Path, ports: list[int]) -> tuple[list[str], Call]:
     def call(jpeg: bytes) -> float:
         (seconds,) = plain_grpc.SECONDS.unpack_from(segment(jpeg, timeout=_TIMEOUT))
         return float(seconds)
+
+    return command, call
+
+
+def _plain_triton(folder: Path, ports: list[int], address: str) -> tuple[list[str], Call]:
+    command = [sys.executable, "-m", "loadtests.peers.plain_triton", str(ports[0]), address]
+    channel = grpc.insecure_channel(f"127.0.0.1:{ports[0]}")
+    segment: Any = channel.unary_unary(f"/{plain_triton.SERVICE}/{plain_triton.SEGMENT}")
+
+    def call(jpeg: bytes) -> float:
+        segment(jpeg, timeout=_TIMEOUT)
+        return 0.0  # what Triton takes is no part of its answer
 
     return command, call
 
