@@ -298,16 +298,17 @@ def _check_vertices(
             field=field,
         )
     positions = np.asarray(vertices, dtype=np.float64).reshape(-1, 2)
-    if not np.isfinite(positions).all():
-        index = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
-        raise _non_finite(f"{field}[{index}]")
-    edge = np.array([image.width, image.height], dtype=np.float64)
-    beyond = positions > edge if closed else positions >= edge
-    outside = (beyond | (positions < 0)).any(axis=1)
-    if outside.any():
-        index = int(np.flatnonzero(outside)[0])
-        x, y = vertices[index]
-        raise _outside(f"({x:g}, {y:g})", image, f"{field}[{index}]")
+    edge = (image.width, image.height)
+    within = (positions >= 0) & (positions <= edge if closed else positions < edge)
+    if within.all():
+        return
+    # What is not finite is not within either.
+    finite = np.isfinite(positions).all(axis=1)
+    if not finite.all():
+        raise _non_finite(f"{field}[{int(np.flatnonzero(~finite)[0])}]")
+    index = int(np.flatnonzero(~within.all(axis=1))[0])
+    x, y = vertices[index]
+    raise _outside(f"({x:g}, {y:g})", image, f"{field}[{index}]")
 
 
 def _check_box(box: Box, image: Size) -> None:

@@ -42,27 +42,28 @@ class _Mean:
 
     def __init__(self, tensor: GuidanceTensor) -> None:
         self.tensor = tensor
-        self._sum: NDArray[np.float64] | None = None
-        self._weight: Any = 0.0
-        self._dtype: Any = np.float32
+        self._shots: list[tuple[NDArray[Any], Any]] = []
 
     def add(self, shot: Guidance) -> None:
         values = shot[self.tensor.name]
-        weight = self._weight_of(shot, values)
-        weighted = values.astype(np.float64) * weight
-        self._dtype = values.dtype
-        self._sum = weighted if self._sum is None else self._sum + weighted
-        self._weight = self._weight + weight
+        self._shots.append((values, self._weight_of(shot, values)))
 
     def _weight_of(self, shot: Guidance, values: NDArray[Any]) -> Any:
-        return 1.0
+        return np.float64(1.0)
 
     def result(self) -> NDArray[Any]:
-        if self._sum is None:
+        if not self._shots:
             raise ValueError("no shots to merge")
+        values, weight = self._shots[0]
+        if len(self._shots) == 1:
+            return np.where(weight > 0, values, np.zeros((), values.dtype))
+        total = values.astype(np.float64) * weight
+        for more, its_weight in self._shots[1:]:
+            total += more.astype(np.float64) * its_weight
+            weight = weight + its_weight
         merged: NDArray[Any] = np.divide(
-            self._sum, self._weight, out=np.zeros_like(self._sum), where=self._weight > 0
-        ).astype(self._dtype)
+            total, weight, out=np.zeros_like(total), where=weight > 0
+        ).astype(values.dtype)
         return merged
 
 

@@ -72,7 +72,7 @@ def label_plane(
         else:
             paint(labels, geometry, way, image)
     if annotation.exhaustive:
-        np.copyto(labels, 0, where=labels == UNLABELLED)
+        labels[labels == UNLABELLED] = 0
     return labels
 
 

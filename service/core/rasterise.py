@@ -135,7 +135,7 @@ def _filled(polygon: Polygon, grid: Grid) -> Iterator[_Spans]:
     """
     rings = [np.asarray(ring, dtype=np.float64) * grid.scale for ring in polygon.rings]
     starts = np.concatenate(rings)
-    ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
+    ends = np.concatenate([part for ring in rings for part in (ring[1:], ring[:1])])
     ring_of_edge = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
     first = np.ceil(np.minimum(starts[:, 1], ends[:, 1]) - 0.5).astype(np.int64)
     last = np.ceil(np.maximum(starts[:, 1], ends[:, 1]) - 0.5).astype(np.int64)
@@ -160,7 +160,7 @@ def _crossings(starts: _Floats, ends: _Floats, rows: _Ints, width: int) -> _Ints
     """First column whose centre is not left of where an edge crosses a row's middle."""
     (x0, y0), (x1, y1) = starts.T, ends.T
     crossings = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-    columns: _Ints = np.clip(np.ceil(crossings - 0.5).astype(np.int64), 0, width)
+    columns: _Ints = np.minimum(np.maximum(np.ceil(crossings - 0.5), 0), width).astype(np.int64)
     return columns
 
 
@@ -272,10 +272,11 @@ def _fill(plane: NDArray[np.int16], spans: _Spans, value: int) -> None:
     left, right = int(starts.min()), int(stops.max())
     shape = (bottom - top, right - left + 1)
     base = (rows - top) * shape[1] - left
-    changes = np.bincount(base + starts, minlength=shape[0] * shape[1])
-    changes -= np.bincount(base + stops, minlength=shape[0] * shape[1])
+    changes = np.zeros(shape[0] * shape[1], dtype=np.int64)
+    np.add.at(changes, base + starts, 1)
+    np.subtract.at(changes, base + stops, 1)
     covered = np.cumsum(changes.reshape(shape), axis=1)[:, :-1] > 0
-    np.copyto(plane[top:bottom, left:right], value, where=covered)
+    plane[top:bottom, left:right][covered] = value
 
 
 def _ragged(first: _Ints, last: _Ints) -> tuple[_Ints, _Ints]:

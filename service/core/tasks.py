@@ -113,7 +113,8 @@ class Tasks:
             NotFoundError: No such tenant or model.
         """
         request = RequestId(registration.tenant, "RegisterTask", registration.request_id)
-        body = await self._intake.digest_of_registration(registration)
+        # Without an id, nobody will ask what the request said.
+        body = await self._intake.digest_of_registration(registration) if request.value else ""
         # The slot is taken last: who waits for another request holds none.
         async with (
             running(call, self._telemetry),
@@ -345,9 +346,11 @@ class Tasks:
     ) -> TaskReport:
         """Replaces the annotation of a known image, or paints more marks over it."""
         request = RequestId(name.tenant, "AnnotateSupport", request_id)
-        body = await self._intake.digest_of_annotation(
-            annotation, str(name), support_id, annotation, extend, etag
-        )
+        body = ""
+        if request.value:
+            body = await self._intake.digest_of_annotation(
+                annotation, str(name), support_id, annotation, extend, etag
+            )
 
         async def edit(current: TaskRecord) -> _Edit:
             old = current.support(support_id)
