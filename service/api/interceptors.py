@@ -107,6 +107,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._observer = observer
         self._bounds = bounds
         self._doors = doors
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._memory = MessageMemory(bounds.request_bytes)
         self._patience = Patience()
         self._refuse: Callable[[], UnavailableError] | None = _starting
@@ -134,12 +135,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wraps the handler of a method of this API."""
-        handler = await continuation(handler_call_details)
+        """Wraps the handler of a method of this API, once."""
         method = handler_call_details.method
+        if method in self._handlers:
+            return self._handlers[method]
+        handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(_OURS):
             return handler
-        return self._wrapped(handler, method[1:])
+        self._handlers[method] = self._wrapped(handler, method[1:])
+        return self._handlers[method]
 
     def _wrapped(
         self, handler: grpc.RpcMethodHandler[Any, Any], method: str
