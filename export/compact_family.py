@@ -59,5 +59,6 @@ def compact_family(
         ),
         weights_digest=digest,
         max_batch=max_batch,
+        settings={"readings": "2"},
         provenance={"exporter": exporter_version(), "tensors_sha256": digest, **provenance},
     )

@@ -117,7 +117,7 @@ class PackedSet:
         shares = [weights.roll(-step, 0).unsqueeze(2) for step in steps]
         total = torch.stack(shares).sum(0).clamp(min=1e-6)
         merged = torch.stack([a * b for a, b in zip(turned, shares, strict=True)]).sum(0) / total
-        margins = self.model.decode.margins(semantic, fine, merged)[1]
+        margins = self.model.decode.answer(semantic, fine, merged)
         truth = self.pack.masks[[entry.mask for entry in entries]] > 0
         found = (
             functional.interpolate(

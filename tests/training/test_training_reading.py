@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.methods.compact import CompactGuide, CompactModel
+from export.methods.compact import CompactGuide, CompactModel, emboldened
 from training.annotations import KINDS, annotate
 from training.episodes import Episodes, draw_shares, episode_losses, read_episodes
 from training.evaluate import PackedSet, Reading
@@ -53,9 +53,30 @@ def test_queries_of_training_are_queries_of_the_service(model, rng):
     prototypes, weights = CompactGuide((SIDE, SIDE))(semantic, fine, planes)
     assert weights.tolist() == [[1.0, 1.0]] * 3
     merged = prototypes[1:].mean(0, keepdim=True)
+    once = model.decode.margins(semantic[:1], fine[:1], merged)[1]
+    torch.testing.assert_close(once[0], corrected[0], rtol=1e-4, atol=1e-4)
     logits = model.decode(semantic[:1], fine[:1], merged)
     assert torch.equal(logits[:, 0], torch.zeros_like(logits[:, 0]))
-    torch.testing.assert_close(logits[0, 1:, 0], corrected[0], rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits[:, 1:, 0], model.decode.answer(semantic[:1], fine[:1], merged))
+
+
+@torch.no_grad()
+def test_a_reading_that_finds_nothing_is_left_alone(model, rng):
+    semantic, fine = model.trunk(torch.randn(1, 3, SIDE, SIDE, generator=rng))
+    nothing = torch.cat([semantic.mean((2, 3)), fine.mean((2, 3))], 1).reshape(1, 1, 192)
+    prototypes = torch.cat([nothing, -nothing], 1)
+    once = model.decode.margins(semantic, fine, prototypes)[1]
+    assert once.max() < 0
+    torch.testing.assert_close(model.decode.answer(semantic, fine, prototypes), once)
+
+
+def test_a_timid_finding_is_raised_and_a_sure_one_is_not():
+    margins = torch.full((1, 3, 20, 20), -1.0)
+    for way, sure in enumerate((0.5, 2.0, 6.0)):
+        margins[0, way, :2] = sure
+    raised = emboldened(margins, 3.0, 0.5) - margins
+    torch.testing.assert_close(raised[0, :, 0, 0], torch.tensor([0.5 * 2.5 * 0.5, 0.5, 0.0]))
+    assert (raised.flatten(2).amax(2) == raised.flatten(2).amin(2)).all()
 
 
 @torch.no_grad()
