@@ -6,7 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from export.family import PLANES, Family, Graph, Serving, TensorSpec, digest_of_tensors
-from export.methods.compact import CompactFeatures, CompactGuide, CompactModel
+from export.methods.compact import (
+    FIRST_BOLDNESS,
+    LARGEST_GIFT,
+    LEANING,
+    SECOND_BOLDNESS,
+    CompactFeatures,
+    CompactGuide,
+    CompactModel,
+)
 from export.prototype_family import GUIDANCE, POST_CHAIN
 from export.provenance import exporter_version
 from export.sizes import feature_shape
@@ -59,6 +67,9 @@ def compact_family(
         ),
         weights_digest=digest,
         max_batch=max_batch,
-        settings={"readings": "2"},
+        settings={
+            "leaning": str(LEANING),
+            "boldness": f"{FIRST_BOLDNESS} {SECOND_BOLDNESS} {LARGEST_GIFT}",
+        },
         provenance={"exporter": exporter_version(), "tensors_sha256": digest, **provenance},
     )

@@ -19,8 +19,9 @@ It is a prototype segmentor that is built for a processor with few cores and for
   own (self-support); a small network, which sees comparisons and not classes, completes the figure.
 * A query is read twice. On classes that the network was not trained on, the first reading finds the
   right place and too little of it. Its mask gives prototypes of what the class looks like in this
-  picture, and the second reading goes by these and by the shots' in equal parts. Both readings take
-  a timid finding for a little more than it is. Where nothing was found, nothing of this happens.
+  picture, and the second reading goes by these and by the shots', in equal parts where the find is
+  clear. Both readings take a timid finding for a little more than it is. Where nothing was found,
+  nothing of this happens.
 """
 
 from __future__ import annotations
@@ -204,7 +205,7 @@ FIRST_BOLDNESS = (3.5, 0.75)
 SECOND_BOLDNESS = (3.0, 0.5)
 """See `emboldened`; chosen on classes that were left out of training (docs/models/compact.md)."""
 
-_LARGEST_GIFT = 2.5
+LARGEST_GIFT = 2.5
 
 
 class CompactDecode(nn.Module):
@@ -299,12 +300,17 @@ class CompactDecode(nn.Module):
     def answer(self, semantic: Tensor, fine: Tensor, prototypes: Tensor) -> Tensor:
         """Reads twice; returns margins [batch, ways, h / 4, w / 4]; inputs are those of `margins`.
 
-        The network is trained to read once.
+        The network is trained to read once. A background that no shot shows is wholly the query's
+        own, if it shows any.
         """
         first = self.margins(semantic, fine, prototypes)[1]
         # Nobody has shown the ways that pad a bucket.
         shown = (prototypes[:, 1:].abs().sum(2) > 0).float()[..., None, None]
-        trust = LEANING * (_found(first) * shown).flatten(2)[..., None]
+        # A way that fills the picture leaves no background to learn from.
+        found = torch.stack([_found(-first), torch.ones_like(shown)], 2) * _found(first).unsqueeze(
+            2
+        )
+        trust = LEANING * (found * shown.unsqueeze(2)).flatten(3)
         figure = emboldened(first, *FIRST_BOLDNESS).sigmoid()
         own = self._looks_of(semantic, fine, figure)
         # Each way gets its own background, so that no way's reading depends on the others.
@@ -364,7 +370,10 @@ def _surest(margins: Tensor) -> Tensor:
 
 
 def _found(margins: Tensor) -> Tensor:
-    """Whether anything of a way was found: from 0 to 1 as the surest cells go from 0 to 1."""
+    """Whether anything of a way was found: from 0 to 1 as its surest cells go from 0 to 1.
+
+    Of negated margins: whether anything of its background was.
+    """
     return _surest(margins).clamp(0.0, 1.0)
 
 
@@ -374,9 +383,10 @@ def emboldened(margins: Tensor, sure: float, share: float) -> Tensor:
     Args:
         margins: [batch, ways, h, w].
         sure: What the surest cells of a way reach that needs nothing.
-        share: Of what they lack, that all its cells are given; at most `_LARGEST_GIFT`.
+        share: Of what they lack, that all its cells are given, at most `LARGEST_GIFT`; less where
+            hardly anything was found (`_found`).
     """
-    lacking = (share * (sure - _surest(margins))).clamp(0.0, _LARGEST_GIFT)
+    lacking = (share * (sure - _surest(margins))).clamp(0.0, LARGEST_GIFT)
     return margins + lacking * _found(margins)
 
 

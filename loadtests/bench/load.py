@@ -31,8 +31,10 @@ from loadtests.targets import Connection
 #: Short turns: the speed of a shared machine changes within a minute.
 _TURNS = 6
 _SECONDS = 4.0
-#: More than a turn takes, so that none comes twice.
+#: Images of a turn before the rate is known.
 _IMAGES = 250
+#: Of the images that a turn at the last one's rate would take: so that none comes twice.
+_SPARE = 1.5
 _DEADLINE = 10.0
 _OVERLOADS = 2
 _OVERLOAD_SECONDS = 8.0
@@ -52,12 +54,14 @@ class _Saturated:
 def throughput(stand: Stand) -> Row:
     """Answers per second at saturation against what the cores could do at best."""
     task = stand.task("bench-throughput", 1, _SEED)
-    _saturated(stand, task, 500, _Saturated())
+    warm_up = _Saturated()
+    _saturated(stand, task, 500, _IMAGES, warm_up)
+    images = int(_SPARE * _SECONDS * warm_up.rates[0])
     echo, line_cpu = _echo_cpu(), _LineCpu()
     found = _Saturated()
     lines = [line_cpu()]
     for turn in range(_TURNS):
-        free = _saturated(stand, task, 501 + turn, found)
+        free = _saturated(stand, task, 501 + turn, images, found)
         lines.append(line_cpu())
         found.shares.append(found.rates[-1] * (float(np.mean(lines[-2:])) + echo) / free)
     line = float(np.median(lines))
@@ -89,9 +93,9 @@ def _callers() -> int:
     return 4 * (os.cpu_count() or 1)
 
 
-def _saturated(stand: Stand, task: str, seed: int, found: _Saturated) -> float:
+def _saturated(stand: Stand, task: str, seed: int, images: int, found: _Saturated) -> float:
     """Keeps the server busy for a turn; returns the cores that the generator left."""
-    sent = jobs(Work(), [task], _IMAGES, seed=seed)
+    sent = jobs(Work(images=images), [task], images, seed=seed)
     used = stand.server.cpu_seconds()
     with ResourceSampler(stand.server.process) as sampler:
         records = asyncio.run(saturate(stand.server.target, sent, _SECONDS, _callers(), _DEADLINE))
@@ -160,7 +164,10 @@ def overload(stand: Stand) -> Row:
     p99 = max(repeat.latency["p99"] for repeat in repeats)
     refusal = max(repeat.refusal_p99 for repeat in repeats)
     lost = sum(repeat.lost for repeat in repeats)
+    # The percentile is that of answers in time; what was admitted and came late counts here.
     late = sum(repeat.codes.get("DEADLINE_EXCEEDED", 0) for repeat in repeats)
+    admitted = late + sum(repeat.codes.get("OK", 0) for repeat in repeats)
+    in_time = p99 <= deadline and late <= 0.01 * admitted
     return Row(
         name="overload",
         what="Overload at twice the capacity",
@@ -170,7 +177,7 @@ def overload(stand: Stand) -> Row:
         measured=f"goodput {goodput:.1f}/s = {share:.0%} ({spread(shares)}); admitted p99 "
         f"{p99 * 1e3:.0f} ms; refusals p99 {refusal * 1e3:.1f} ms; {lost} lost, {late} past "
         "their deadline",
-        met=share >= 0.9 and p99 <= deadline and refusal <= 0.02 and lost == 0,
+        met=share >= 0.9 and in_time and refusal <= 0.02 and lost == 0,
         figures={
             "peak (1/s)": float(np.median(peaks)),
             "goodput (1/s)": goodput,
@@ -205,5 +212,7 @@ def _offered(subject: Subject, rate: float, seeds: Iterator[int], seconds: float
         seconds=seconds,
         warm_up_seconds=1.0,
     )
-    scenario = msgspec.structs.replace(scenario, load=load)
+    images = int(_SPARE * rate * (load.seconds + load.warm_up_seconds)) + 1
+    work = msgspec.structs.replace(scenario.work, images=images)
+    scenario = msgspec.structs.replace(scenario, load=load, work=work)
     return run(scenario, subject, lambda _: None, seed=next(seeds)).repeats[0]

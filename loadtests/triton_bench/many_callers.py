@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -23,8 +24,11 @@ from loadtests.photographs import Photograph, photographs
 from loadtests.servers import cpu_seconds
 from loadtests.triton_bench.stand import MILLI, Setup, infer, tensors_of, verdict
 
+_ItemT = TypeVar("_ItemT")
+
 _CALLERS = 16
 _TURNS = 3
+_SERVERS = ("gateway", "plain server", "Triton")
 _ROLES = ("features", "decode", "query_decoder")
 #: Of the throughput that the cores allow.
 _LEAST_SHARE = 0.9
@@ -79,21 +83,23 @@ def many_callers(made: Setup, seconds: float) -> tuple[Table, Table]:
     """Runs callers of different tasks, each image its own, in turns with direct callers."""
     stand = made.stand
     tasks = [stand.task(f"many-{number}", 1, seed=100 + number) for number in range(_CALLERS)]
+    # Twice what two cores answer; a faster machine's callers ask for some of them again.
     piles = [photographs(40, seed=1000 + number) for number in range(_CALLERS)]
     prepared = [[tensors_of(image, made.prototypes) for image in pile[:4]] for pile in piles]
-    asked = [0] * _CALLERS
+    asked: dict[str, list[int]] = {name: [0] * _CALLERS for name in _SERVERS}
+
+    def following(server: str, caller: int, pile: Sequence[_ItemT]) -> _ItemT:
+        asked[server][caller] += 1
+        return pile[asked[server][caller] % len(pile)]
 
     def segment(caller: int) -> None:
-        asked[caller] += 1
-        stand.segment(tasks[caller], piles[caller][asked[caller] % len(piles[caller])])
+        stand.segment(tasks[caller], following("gateway", caller, piles[caller]))
 
     def plain(caller: int) -> None:
-        asked[caller] += 1
-        made.plain.call(piles[caller][asked[caller] % len(piles[caller])].jpeg)
+        made.plain.call(following("plain server", caller, piles[caller]).jpeg)
 
     def direct_call(caller: int) -> None:
-        asked[caller] += 1
-        infer(made, prepared[caller][asked[caller] % len(prepared[caller])])
+        infer(made, following("Triton", caller, prepared[caller]))
 
     gateway = partial(_round, made, segment, seconds / _TURNS, stand.server.process)
     beside = partial(_round, made, plain, seconds / _TURNS, made.plain.process)

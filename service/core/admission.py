@@ -27,6 +27,9 @@ _Queue = deque[_Waiter]
 
 #: Weight of the newest request in the running mean of service times.
 _SMOOTHING = 0.1
+#: One request counts in that mean as no longer than so many of the usual ones: among queries of
+#: milliseconds, a registration of many images says nothing of the next query.
+_MOST_OF_ONE = 4.0
 #: A queue may move so many times slower than it has lately. Late answers are answers in vain.
 _CAUTION = 1.25
 #: Seconds; who comes back sooner finds the same queue.
@@ -93,8 +96,8 @@ class Admission:
 
         Raises:
             ResourceExhaustedError: The queue is full or too long (OVERLOADED).
-            DeadlineExceededError: The deadline passed while waiting, or leaves too little time for
-                the work when the turn comes.
+            DeadlineExceededError: The deadline passed while waiting; or it leaves too little time
+                for the work when the turn comes, and others wait.
             UnavailableError: The server is stopping (STOPPING).
         """
         with call.clock.measure(Stage.QUEUE):
@@ -103,9 +106,12 @@ class Admission:
         try:
             yield
         finally:
-            took = time.perf_counter() - started
-            self._service_seconds += _SMOOTHING * (took - self._service_seconds)
+            self._learn(time.perf_counter() - started)
             self._release()
+
+    def _learn(self, took: float) -> None:
+        counted = min(took, _MOST_OF_ONE * self._service_seconds)
+        self._service_seconds += _SMOOTHING * (counted - self._service_seconds)
 
     async def _acquire(self, call: Call, patient: bool) -> None:
         if self._closed:
@@ -162,8 +168,8 @@ class Admission:
         while (waiter := self._next_waiter()) is not None:
             if waiter.turn.done():
                 continue
-            if self._too_late(waiter.call):
-                # Others behind it can still be answered in time.
+            if (self._calls or self._frames) and self._too_late(waiter.call):
+                # Those behind it can still be answered in time.
                 waiter.turn.set_exception(deadline_exceeded())
                 continue
             waiter.turn.set_result(None)

@@ -70,6 +70,20 @@ def test_a_reading_that_finds_nothing_is_left_alone(model, rng):
     torch.testing.assert_close(model.decode.answer(semantic, fine, prototypes), once)
 
 
+@torch.no_grad()
+def test_a_class_that_fills_the_picture_lends_the_background_nothing(model, rng):
+    semantic, fine = model.trunk(torch.randn(1, 3, SIDE, SIDE, generator=rng))
+    everything = torch.cat([semantic.mean((2, 3)), fine.mean((2, 3))], 1).reshape(1, 1, 192)
+    torch.nn.init.zeros_(model.decode.correction.weight)
+    prototypes = torch.cat([-everything, everything], 1)
+    first = model.decode.margins(semantic, fine, prototypes)[1]
+    model.decode.scales.data *= 4 / first.mean()
+    once = model.decode.margins(semantic, fine, prototypes)[1]
+    assert once.min() > 0
+    twice = model.decode.answer(semantic, fine, prototypes)
+    assert twice.mean() > 0.9 * once.mean()
+
+
 def test_a_timid_finding_is_raised_and_a_sure_one_is_not():
     margins = torch.full((1, 3, 20, 20), -1.0)
     for way, sure in enumerate((0.5, 2.0, 6.0)):

@@ -237,3 +237,30 @@ async def test_a_turn_that_comes_too_late_passes_to_the_next() -> None:
     behind.leave.set()
     await behind.task
     assert door.in_flight == 0
+
+
+async def test_a_turn_that_nobody_else_wants_is_taken_however_late() -> None:
+    door = admission(in_flight=10)
+    running = Holder(door)
+    await running.inside.wait()
+    late = Holder(door, Call(deadline=time.monotonic() + 0.3))
+    await asyncio.sleep(0.26)
+    running.leave.set()
+    await running.task
+    await asyncio.wait_for(late.inside.wait(), 1)
+    late.leave.set()
+    await late.task
+
+
+async def test_one_long_request_does_not_shut_the_door_for_short_ones() -> None:
+    door = admission(in_flight=10)
+    long = Holder(door)
+    await long.inside.wait()
+    await asyncio.sleep(2.5)
+    long.leave.set()
+    await long.task
+    running = Holder(door)
+    await running.inside.wait()
+    door.check(Call(deadline=time.monotonic() + 0.5))
+    running.leave.set()
+    await running.task
