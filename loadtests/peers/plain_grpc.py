@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ SEGMENT, KNOW, ANNOTATE = "Segment", "Know", "Annotate"
 #: In front of the mask: the seconds that the graphs took.
 SECONDS = struct.Struct("<d")
 _THREADS = 2
+
+#: Of a request's bytes and its context.
+Behaviour = Callable[[bytes, Any], Awaitable[bytes]]
 
 
 class _Endpoint:
@@ -57,20 +60,23 @@ class _Endpoint:
         return content[:200]
 
 
-async def serve(port: int) -> None:
-    """Answers until the process ends."""
-    endpoint = _Endpoint()
+async def serve(port: int, service: str, methods: Mapping[str, Behaviour]) -> None:
+    """Answers calls of some methods, bytes to bytes, until the process ends."""
     server = grpc.aio.server()
     handlers = {
-        SEGMENT: grpc.unary_unary_rpc_method_handler(endpoint.segment),
-        KNOW: grpc.unary_unary_rpc_method_handler(endpoint.know),
-        ANNOTATE: grpc.unary_unary_rpc_method_handler(endpoint.annotate),
+        name: grpc.unary_unary_rpc_method_handler(behaviour) for name, behaviour in methods.items()
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     await server.wait_for_termination()
 
 
+async def _main(port: int) -> None:
+    endpoint = _Endpoint()
+    methods = {SEGMENT: endpoint.segment, KNOW: endpoint.know, ANNOTATE: endpoint.annotate}
+    await serve(port, SERVICE, methods)
+
+
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1])))
+    asyncio.run(_main(int(sys.argv[1])))

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
-import grpc.aio
 import numpy as np
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from loadtests.floor import finding, network_image
 from loadtests.peers.endpoint import FAMILY, GUIDANCE
+from loadtests.peers.plain_grpc import serve
 from loadtests.photographs import STANDARD_SIZE
 
 SERVICE, SEGMENT = "fewseg.loadtest.PlainTriton", "Segment"
@@ -35,7 +34,7 @@ class _Endpoint:
 
     async def segment(self, jpeg: bytes, context: Any) -> bytes:
         image = await self._in_thread(network_image, jpeg)
-        inputs = [_tensor("image", image, "UINT8"), _tensor("prototypes", self._prototypes, "FP32")]
+        inputs = ensemble_inputs(image, self._prototypes)
         outputs = [InferRequestedOutput("logits")]
         answer = await self._client.infer(self._model, inputs, outputs=outputs)
         logits = answer.as_numpy("logits")[0, :, 0]
@@ -46,24 +45,19 @@ class _Endpoint:
         return await asyncio.get_running_loop().run_in_executor(self._threads, step, *args)
 
 
-def _tensor(name: str, values: Any, kind: str) -> InferInput:
-    tensor = InferInput(name, list(values.shape), kind)
-    tensor.set_data_from_numpy(values)
-    return tensor
+def ensemble_inputs(image: Any, prototypes: Any) -> list[InferInput]:
+    """What ``query_decoder`` takes: uint8 [1, 320, 320, 3] and float32 [1, 2, channels]."""
+    inputs = []
+    for name, values, kind in (("image", image, "UINT8"), ("prototypes", prototypes, "FP32")):
+        tensor = InferInput(name, list(values.shape), kind)
+        tensor.set_data_from_numpy(values)
+        inputs.append(tensor)
+    return inputs
 
 
-async def serve(port: int, address: str) -> None:
-    """Answers until the process ends: a JPEG with its mask."""
-    endpoint = _Endpoint(address)
-    server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(endpoint.segment)
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(SERVICE, {SEGMENT: handler}),)
-    )
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    await server.wait_for_termination()
+async def _main(port: int, address: str) -> None:
+    await serve(port, SERVICE, {SEGMENT: _Endpoint(address).segment})
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), sys.argv[2]))
+    asyncio.run(_main(int(sys.argv[1]), sys.argv[2]))

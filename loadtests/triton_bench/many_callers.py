@@ -18,7 +18,6 @@ import psutil
 from numpy.typing import NDArray
 from rich.table import Table
 
-from loadtests.bench.stand import Stand
 from loadtests.floor import Clock, network_image
 from loadtests.photographs import Photograph, photographs
 from loadtests.servers import cpu_seconds
@@ -115,7 +114,7 @@ def many_callers(made: Setup, seconds: float) -> tuple[Table, Table]:
         batches.update(_counts(made) - before)
         rounds = {"gateway": served, "plain server": beside()}
         engine = (first.triton + direct().triton) / 2
-        turns.append(Turn(rounds, engine, *_cpu(stand, images)))
+        turns.append(Turn(rounds, engine, *_cpu(made, images)))
     table = Table("while the gateway ran", "queries", "executions", "queries an execution")
     for role in _ROLES:
         queries, executions = batches[f"{role} queries"], batches[f"{role} executions"]
@@ -207,9 +206,9 @@ def _counts(made: Setup) -> Counter[str]:
     return counts
 
 
-def _cpu(stand: Stand, images: Sequence[Photograph]) -> tuple[float, float]:
+def _cpu(made: Setup, images: Sequence[Photograph]) -> tuple[float, float]:
     """CPU seconds of the graphs and of the floor, a query, straight down."""
-    line, prototypes = stand.line, stand.prototypes(1, seed=1)
+    line, prototypes = made.stand.line, made.prototypes
     engine = floor = 0.0
     for image in images:
         started = time.process_time()

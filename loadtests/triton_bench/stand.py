@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.grpc import InferenceServerClient
 
 from loadtests.bench.stand import Stand, family_name
 from loadtests.echo import running_echo
 from loadtests.floor import StraightLine, network_image
+from loadtests.peers.plain_triton import ensemble_inputs
 from loadtests.peers.running import Peer, running_peer
 from loadtests.photographs import Photograph
 from loadtests.servers import running_server
@@ -76,15 +77,7 @@ def setup(repository: Path, environment: Environment | None = None) -> Iterator[
 
 def tensors_of(image: Photograph, prototypes: NDArray[np.float32]) -> list[Any]:
     """Inputs of the ensemble."""
-    inputs = []
-    for name, values, kind in (
-        ("image", network_image(image.jpeg), "UINT8"),
-        ("prototypes", prototypes, "FP32"),
-    ):
-        tensor = InferInput(name, list(values.shape), kind)
-        tensor.set_data_from_numpy(values)
-        inputs.append(tensor)
-    return inputs
+    return ensemble_inputs(network_image(image.jpeg), prototypes)
 
 
 def infer(made: Setup, inputs: Sequence[Any]) -> None:

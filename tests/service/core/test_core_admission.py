@@ -196,28 +196,24 @@ async def test_who_asks_first_hears_what_the_door_would_say() -> None:
         door.check(Call())
 
 
-async def test_a_deadline_counts_the_time_in_the_slot_as_well() -> None:
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        # A service time of 50 ms is assumed at first: 50 ms of waiting fit, 50 ms more do not.
+        0.08,
+        # Both do, and do not if the queue slows down by a quarter.
+        0.115,
+    ],
+)
+async def test_a_deadline_counts_the_slot_and_a_queue_that_slows_down(seconds: float) -> None:
     door = admission(in_flight=10)
     holder = Holder(door)
     await holder.inside.wait()
-    # A service time of 50 ms is assumed at first: 50 ms of waiting fit, 50 ms more do not.
     with pytest.raises(ResourceExhaustedError):
-        door.check(Call(deadline=time.monotonic() + 0.08))
+        door.check(Call(deadline=time.monotonic() + seconds))
     door.check(Call(deadline=time.monotonic() + 0.5))
     holder.leave.set()
     await holder.task
-
-
-async def test_the_door_allows_for_a_queue_that_slows_down() -> None:
-    door = admission(in_flight=10)
-    running = Holder(door)
-    await running.inside.wait()
-    # Of what is known before the first has ended: 0.05 s each, so 0.1 s for the second.
-    with pytest.raises(ResourceExhaustedError):
-        door.check(Call(deadline=time.monotonic() + 0.115))
-    door.check(Call(deadline=time.monotonic() + 0.5))
-    running.leave.set()
-    await running.task
 
 
 async def test_a_turn_that_comes_too_late_passes_to_the_next() -> None:
