@@ -250,8 +250,7 @@ class CompactDecode(nn.Module):
         batch, ways = prototypes.shape[0], prototypes.shape[1] - 1
         rows, columns = semantic.shape[2], semantic.shape[3]
         cells = semantic.flatten(2)
-        meant = unit_length(prototypes[..., : semantic.shape[1]], 2)
-        looks = unit_length(prototypes[..., semantic.shape[1] :], 2)
+        meant, looks = self._parts(prototypes, semantic.shape[1])
         near_semantic = meant @ cells
         near_fine = looks @ fine.flatten(2)
         first = near_semantic[:, 1:] - near_semantic[:, :1]
@@ -306,15 +305,13 @@ class CompactDecode(nn.Module):
         first = self.margins(semantic, fine, prototypes)[1]
         # Nobody has shown the ways that pad a bucket.
         shown = (prototypes[:, 1:].abs().sum(2) > 0).float()[..., None, None]
+        found = _found(first) * shown
         # A way that fills the picture leaves no background to learn from.
-        found = torch.stack([_found(-first), torch.ones_like(shown)], 2) * _found(first).unsqueeze(
-            2
-        )
-        trust = LEANING * (found * shown.unsqueeze(2)).flatten(3)
+        trust = LEANING * torch.stack([_found(-first) * found, found], 2).flatten(3)
         figure = emboldened(first, *FIRST_BOLDNESS).sigmoid()
         own = self._looks_of(semantic, fine, figure)
         # Each way gets its own background, so that no way's reading depends on the others.
-        known = self._unit(prototypes, semantic.shape[1])
+        known = torch.cat(self._parts(prototypes, semantic.shape[1]), 2)
         pairs = torch.stack([known[:, :1].expand_as(known[:, 1:]), known[:, 1:]], 2)
         leaning = ((1 - trust) * pairs + trust * own).flatten(0, 1)
         second = self.margins(
@@ -342,10 +339,9 @@ class CompactDecode(nn.Module):
         return own.reshape(len(own), figure.shape[1], 2, own.shape[2])
 
     @staticmethod
-    def _unit(prototypes: Tensor, split: int) -> Tensor:
-        """Brings both parts of prototypes to unit length."""
-        parts = (prototypes[..., :split], prototypes[..., split:])
-        return torch.cat([unit_length(part, 2) for part in parts], 2)
+    def _parts(prototypes: Tensor, split: int) -> tuple[Tensor, Tensor]:
+        """Both parts of prototypes, of each map, at unit length."""
+        return unit_length(prototypes[..., :split], 2), unit_length(prototypes[..., split:], 2)
 
     def forward(self, semantic: Tensor, fine: Tensor, prototypes: Tensor) -> Tensor:
         """Scores every cell for background, whose score is zero, and ways.
