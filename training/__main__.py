@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from export.methods.compact import CompactModel
 from fewseg.evaluation import AnnotatedFolder
-from training import distill, episodes, evaluate, figures, floors, folds, pack, speed
+from training import blend, distill, episodes, evaluate, figures, floors, folds, pack, speed
 
 
 def _stage(
@@ -65,6 +66,14 @@ def _parser() -> argparse.ArgumentParser:
         help="keep the bottom-up part of the trunk as the first stage left it",
     )
     second.add_argument("--fold", type=int, choices=range(folds.FOLDS), help="leave it out")
+    blending = commands.add_parser("blend", help="put runs together into the weights that ship")
+    blending.add_argument(
+        "--runs", type=_run, nargs="+", required=True, help="FILE or FILE=SHARE of each"
+    )
+    blending.add_argument(
+        "--correction", type=float, default=1.0, help="part of the learned correction that stays"
+    )
+    blending.add_argument("--weights", type=Path, required=True, help="safetensors file to write")
     reading = commands.add_parser("read", help="read weights on the annotated sets of a pack")
     reading.add_argument("--pack", type=Path, required=True)
     reading.add_argument("--weights", type=Path, required=True)
@@ -92,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run(text: str) -> tuple[Path, float]:
+    """Parses FILE or FILE=SHARE."""
+    path, _, share = text.partition("=")
+    return Path(path), float(share or 1)
+
+
 def _read(options: dict[str, Any]) -> None:
     device = options["device"]
     packed = pack.load_pack(options["pack"], device)
@@ -115,29 +130,31 @@ def _speed(options: dict[str, Any]) -> None:
         print(json.dumps({"threads": threads, **found}))
 
 
+def _figures(options: dict[str, Any]) -> None:
+    figures.draw_curves(options["curves"], options["out"])
+    if options["scores"]:
+        figures.draw_scores(options["scores"], options["out"])
+
+
+_COMMANDS: Final[Mapping[str, Callable[[dict[str, Any]], None]]] = {
+    "pack": lambda options: pack.build_pack(options["data"], options["pool"], options["pack"]),
+    "distill": lambda options: distill.train(distill.DistillSettings(**options)),
+    "episodes": lambda options: episodes.train(episodes.EpisodeSettings(**options)),
+    "blend": lambda options: blend.blend_files(**options),
+    "read": _read,
+    "floors": _floors,
+    "speed": _speed,
+    "figures": _figures,
+}
+
+
 def main() -> None:
     """Runs the command that the arguments name."""
     options = vars(_parser().parse_args())
     torch.set_num_threads(options.pop("threads"))
-    command = options.pop("command")
     if "sizes" in options:
         options["sizes"] = tuple(options["sizes"])
-    if command == "pack":
-        pack.build_pack(options["data"], options["pool"], options["pack"])
-    elif command == "distill":
-        distill.train(distill.DistillSettings(**options))
-    elif command == "episodes":
-        episodes.train(episodes.EpisodeSettings(**options))
-    elif command == "read":
-        _read(options)
-    elif command == "floors":
-        _floors(options)
-    elif command == "speed":
-        _speed(options)
-    elif command == "figures":
-        figures.draw_curves(options["curves"], options["out"])
-        if options["scores"]:
-            figures.draw_scores(options["scores"], options["out"])
+    _COMMANDS[options.pop("command")](options)
 
 
 if __name__ == "__main__":

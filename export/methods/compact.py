@@ -247,26 +247,33 @@ class CompactDecode(nn.Module):
             fine: float32 [batch, 32, h / 4, w / 4].
             prototypes: float32 [batch, 1 + ways, 192], background first.
         """
-        batch, ways = prototypes.shape[0], prototypes.shape[1] - 1
+        return self._margins(semantic, fine, prototypes[:, 1:], prototypes[:, :1])
+
+    def _margins(
+        self, semantic: Tensor, fine: Tensor, figures: Tensor, grounds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`margins` of `figures` [batch, ways, 192] against `grounds`, one each or one for all."""
+        batch, ways = figures.shape[:2]
         rows, columns = semantic.shape[2], semantic.shape[3]
         cells = semantic.flatten(2)
-        meant, looks = self._parts(prototypes, semantic.shape[1])
-        near_semantic = meant @ cells
-        near_fine = looks @ fine.flatten(2)
-        first = near_semantic[:, 1:] - near_semantic[:, :1]
-        details = (near_fine[:, 1:] - near_fine[:, :1]).reshape(batch, ways, *fine.shape[2:])
+        figure_meant, figure_looks = self._parts(figures, semantic.shape[1])
+        ground_meant, ground_looks = self._parts(grounds, semantic.shape[1])
+        near_figure, near_ground = figure_meant @ cells, ground_meant @ cells
+        first = near_figure - near_ground
+        fine_ground = ground_looks @ fine.flatten(2)
+        details = (figure_looks @ fine.flatten(2) - fine_ground).reshape(
+            batch, ways, *fine.shape[2:]
+        )
         pooled = functional.avg_pool2d(details, 2).flatten(2)
         found = self.scales[0] * first + self.scales[1] * pooled
         own = self._own_prototypes(cells, found)
         near_own = own @ cells
-        second = near_own[:, :ways] - near_own[:, ways:]
-        coarse = self.scales[0] * first + self.scales[2] * second
-        base = _double(coarse.reshape(batch, ways, rows, columns)) + self.scales[1] * details
-        background = near_semantic[:, :1].expand(-1, ways, -1)
         own_figure, own_ground = near_own[:, :ways], near_own[:, ways:]
-        compared = [near_semantic[:, 1:], background, own_figure, own_ground]
+        coarse = self.scales[0] * first + self.scales[2] * (own_figure - own_ground)
+        base = _double(coarse.reshape(batch, ways, rows, columns)) + self.scales[1] * details
+        compared = [near_figure, near_ground.expand(-1, ways, -1), own_figure, own_ground]
         measures = torch.stack([*compared, first, pooled, found / 8], 2)
-        seen = self._relations(meant, cells)
+        seen = self._relations(figure_meant, ground_meant, cells)
         meaning = self.meaning(semantic).flatten(2).unsqueeze(1).expand(-1, ways, -1, -1)
         stacked = torch.cat([meaning, seen, measures], 2).flatten(0, 1)
         figure = self.enter(stacked.reshape(batch * ways, -1, rows, columns))
@@ -274,19 +281,19 @@ class CompactDecode(nn.Module):
         wide = self.widen(self.far(self.shrink(figure)))
         figure = self.join(functional.relu(figure + _double(wide)))
         detail = self.detail(fine).unsqueeze(1).expand(-1, ways, -1, -1, -1).flatten(0, 1)
-        fine_background = near_fine[:, :1].expand(-1, ways, -1).reshape(details.shape)
+        fine_background = fine_ground.expand(-1, ways, -1).reshape(details.shape)
         looked = torch.stack([base / 8, details, fine_background], 2).flatten(0, 1)
         joined = _double(self.narrow(figure)) + detail + self.measures(looked)
         correction = self.correction(self.edge(functional.relu(joined)))
         return base, base + correction.reshape(batch, ways, fine.shape[2], fine.shape[3])
 
-    def _relations(self, meant: Tensor, cells: Tensor) -> Tensor:
+    def _relations(self, figures: Tensor, grounds: Tensor, cells: Tensor) -> Tensor:
         """Products of cells and prototypes summed with learned weights, [b, ways, 16, cells]."""
-        figure = meant[:, 1:, None] * self.relations[0]
-        ground = meant[:, :1, None] * self.relations[1]
+        figure = figures.unsqueeze(2) * self.relations[0]
+        ground = grounds.unsqueeze(2) * self.relations[1]
         weighed = torch.cat([figure, ground.expand(-1, figure.shape[1], -1, -1)], 2)
         products: Tensor = weighed.flatten(1, 2) @ cells
-        return products.reshape(len(cells), -1, 2 * self.RELATIONS, cells.shape[2])
+        return products.reshape(cells.shape[0], -1, 2 * self.RELATIONS, cells.shape[2])
 
     @staticmethod
     def _own_prototypes(cells: Tensor, found: Tensor) -> Tensor:
@@ -313,11 +320,9 @@ class CompactDecode(nn.Module):
         # Each way gets its own background, so that no way's reading depends on the others.
         known = torch.cat(self._parts(prototypes, semantic.shape[1]), 2)
         pairs = torch.stack([known[:, :1].expand_as(known[:, 1:]), known[:, 1:]], 2)
-        leaning = ((1 - trust) * pairs + trust * own).flatten(0, 1)
-        second = self.margins(
-            _for_each(semantic, first.shape[1]), _for_each(fine, first.shape[1]), leaning
-        )[1]
-        return emboldened(second.reshape(first.shape), *SECOND_BOLDNESS)
+        leaning = (1 - trust) * pairs + trust * own
+        second = self._margins(semantic, fine, leaning[:, :, 1], leaning[:, :, 0])[1]
+        return emboldened(second, *SECOND_BOLDNESS)
 
     def _looks_of(self, semantic: Tensor, fine: Tensor, figure: Tensor) -> Tensor:
         """Prototypes, of unit length, of what a reading takes for a way and for its background.
@@ -336,7 +341,7 @@ class CompactDecode(nn.Module):
         meant = functional.avg_pool2d(sure, 2).flatten(2) @ semantic.flatten(2).transpose(1, 2)
         looks = sure.flatten(2) @ fine.flatten(2).transpose(1, 2)
         own = torch.cat([unit_length(meant, 2), unit_length(looks, 2)], 2)
-        return own.reshape(len(own), figure.shape[1], 2, own.shape[2])
+        return own.reshape(own.shape[0], figure.shape[1], 2, own.shape[2])
 
     @staticmethod
     def _parts(prototypes: Tensor, split: int) -> tuple[Tensor, Tensor]:
@@ -351,11 +356,6 @@ class CompactDecode(nn.Module):
         """
         margins = self.answer(semantic, fine, prototypes)
         return torch.cat([torch.zeros_like(margins[:, :1]), margins], 1).unsqueeze(2)
-
-
-def _for_each(maps: Tensor, ways: int) -> Tensor:
-    """Repeats each image's maps for each of its ways, [batch * ways, ...]."""
-    return maps.unsqueeze(1).expand(-1, ways, -1, -1, -1).flatten(0, 1)
 
 
 def _surest(margins: Tensor) -> Tensor:
