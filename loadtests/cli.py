@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import msgspec
@@ -23,6 +25,9 @@ from loadtests.targets import Connection, Target
 _LOST = 1
 _WRONG = 2
 _INVALID = 4
+
+#: What a supervisor or a closed terminal ends the command with.
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 app = typer.Typer(
     help="Measures a FewSeg server: open loop, latency from the intended send time.",
@@ -255,8 +260,17 @@ def _stamp() -> str:
     return datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ends the command by unwinding, so that whatever it started ends, too; later signals wait."""
+    for name in _ENDING:
+        signal.signal(name, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """Runs the command."""
+    for name in _ENDING:
+        signal.signal(name, _end)
     app()
 
 
