@@ -83,7 +83,6 @@ def test_video(run, tmp_path):
     assert (tmp_path / "film-0010.png").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="compact is weak where texture alone tells; see its card")
 def test_a_film_of_mere_textures_is_followed_well(run):
     assert overlaps_in(run("video", "--frames", "12"))["frame 10"] > 60
 
