@@ -270,7 +270,9 @@ def _end(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Runs the command."""
     for name in _ENDING:
-        signal.signal(name, _end)
+        # Who started the command under nohup wants it to outlive the terminal.
+        if signal.getsignal(name) is not signal.SIG_IGN:
+            signal.signal(name, _end)
     app()
 
 

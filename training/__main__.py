@@ -103,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(text: str) -> tuple[Path, float]:
     """Parses FILE or FILE=SHARE."""
-    path, _, share = text.partition("=")
-    return Path(path), float(share or 1)
+    path, separator, share = text.rpartition("=")
+    return (Path(path), float(share)) if separator else (Path(text), 1.0)
 
 
 def _read(options: dict[str, Any]) -> None:

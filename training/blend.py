@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts runs of the second stage together into the weights that ship.
 
-Runs that began at the same weights lie in one valley of the loss: the mean of their weights reads
-new classes at least as well as the best of them (Wortsman et al. 2022, Model soups), and costs one
-run's time. And the network that completes figures has learned the figures of its classes by heart.
-On classes that it never saw, prototypes alone are more often right than with all of its correction.
+Runs that began at the same weights mostly lie in one valley of the loss, and the mean of their
+weights is a model of its own that takes one run's time (Wortsman et al. 2022, Model soups). What
+it gains and loses, and what a weaker correction does, stands in docs/models/compact.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,22 +18,22 @@ from torch import Tensor
 from export.methods.compact import CompactModel
 from training.runs import save_weights
 
-CORRECTION = ("decode.correction.weight", "decode.correction.bias")
-"""The layer that says how much is added to the margins of cosines; it is linear."""
+# The layer that says how much is added to the margins of cosines; it is linear.
+_CORRECTION = ("decode.correction.weight", "decode.correction.bias")
 
 
 @torch.no_grad()
 def blended(runs: Sequence[tuple[CompactModel, float]], correction: float) -> dict[str, Tensor]:
-    """Returns the mean weights of runs with a weaker correction.
+    """Returns the mean weights of runs, batch-norm statistics included, with a weaker correction.
 
     Args:
         runs: Models and their shares; the shares need not add up to one.
         correction: Part that is left of what is added to the margins of cosines, in [0, 1].
 
     Raises:
-        ValueError: No run, a share that is not above zero, or a correction outside [0, 1].
+        ValueError: No run, a share that is no number above zero, or a correction outside [0, 1].
     """
-    if not runs or any(share <= 0 for _, share in runs):
+    if not runs or not all(math.isfinite(share) and share > 0 for _, share in runs):
         raise ValueError("at least one run is needed, and shares above zero")
     if not 0 <= correction <= 1:
         raise ValueError(f"the correction's part must lie in [0, 1], not {correction}")
@@ -42,11 +42,12 @@ def blended(runs: Sequence[tuple[CompactModel, float]], correction: float) -> di
     for model, share in runs:
         for name, value in model.state_dict().items():
             if not value.is_floating_point():
+                # How many batches a statistic has seen plays no part any more.
                 mean.setdefault(name, value)
                 continue
             part = value.double() * (share / whole)
             mean[name] = mean[name] + part if name in mean else part
-    for name in CORRECTION:
+    for name in _CORRECTION:
         mean[name] = mean[name] * correction
     return {
         name: value.float() if value.is_floating_point() else value for name, value in mean.items()

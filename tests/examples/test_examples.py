@@ -79,12 +79,8 @@ def test_stream(run):
 def test_video(run, tmp_path):
     told = run("video", "--frames", "12")
     assert told[-1].startswith("11 frames")
-    assert overlaps_in(told)["frame 10"] > 45
+    assert overlaps_in(told)["frame 10"] > 60
     assert (tmp_path / "film-0010.png").exists()
-
-
-def test_a_film_of_mere_textures_is_followed_well(run):
-    assert overlaps_in(run("video", "--frames", "12"))["frame 10"] > 60
 
 
 def test_a_video_of_ones_own(run, tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -20,27 +22,48 @@ _PATIENCE_SECONDS = 120.0
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
 def test_a_measurement_that_is_ended_leaves_no_server(tmp_path: Path, ending: signal.Signals):
-    write_tiny_repository(tmp_path / "models")
-    command = [
-        *(sys.executable, "-m", "loadtests.cli", "run", "register-once-1-shot"),
-        *("--flag", f"repository={tmp_path / 'models'}"),
-        *("--seconds", "600"),
-        *("--output", str(tmp_path / "results")),
-    ]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-    )
-    try:
-        server = _server_of(psutil.Process(process.pid))
+    with _measurement(tmp_path) as (process, server):
         process.send_signal(ending)
         assert process.wait(_PATIENCE_SECONDS) == 128 + ending
         assert not server.is_running()
         assert not list(tmp_path.glob("fewseg-load-*"))
+
+
+def test_a_measurement_under_nohup_outlives_its_terminal(tmp_path: Path):
+    with _measurement(tmp_path, "nohup") as (process, server):
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.0)
+        assert server.is_running()
+
+
+@contextmanager
+def _measurement(
+    folder: Path, *before: str
+) -> Iterator[tuple[subprocess.Popen[bytes], psutil.Process]]:
+    """Runs one that would take ten minutes, behind the command ``before``, with its server."""
+    write_tiny_repository(folder / "models")
+    command = [
+        *(*before, sys.executable, "-m", "loadtests.cli", "run", "register-once-1-shot"),
+        *("--flag", f"repository={folder / 'models'}"),
+        *("--seconds", "600"),
+        *("--output", str(folder / "results")),
+    ]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"TMPDIR": str(folder)},
+    )
+    running = [psutil.Process(process.pid)]
+    try:
+        running.append(_server_of(running[0]))
+        yield process, running[1]
     finally:
-        process.kill()
+        for one in running:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from export.methods.compact import CompactModel
+from training.__main__ import main
 from training.blend import blend_files, blended
 from training.runs import save_weights
 
@@ -17,6 +18,9 @@ def made(seed: int) -> CompactModel:
     model = CompactModel().eval()
     for parameter in model.decode.correction.parameters():
         torch.nn.init.normal_(parameter)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.add_(torch.rand_like(buffer))
     return model
 
 
@@ -48,8 +52,25 @@ def test_a_correction_of_a_half_lies_halfway_between_cosines_and_reading(tmp_pat
     torch.testing.assert_close(weaker, (cosines + corrected) / 2)
 
 
+def test_the_command_takes_shares_and_paths_with_equal_signs(tmp_path: Path, monkeypatch):
+    paths = [tmp_path / "lr=3" / name for name in ("a.safetensors", "b.safetensors")]
+    for seed, path in enumerate(paths):
+        save_weights(made(seed).state_dict(), path)
+    out = tmp_path / "out.safetensors"
+    arguments = ["--runs", f"{paths[0]}=3", f"{paths[1]}=1", "--weights", str(out)]
+    monkeypatch.setattr("sys.argv", ["training", "blend", *arguments])
+    main()
+    expected = blended([(made(0), 3), (made(1), 1)], 1.0)
+    for name, value in CompactModel.from_file(out).state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+
+
 @pytest.mark.parametrize(
-    ("shares", "correction"), [((), 1.0), ((1.0, 0.0), 1.0), ((1.0,), -0.1), ((1.0,), 1.1)]
+    ("shares", "correction"),
+    [
+        *(((), 1.0), ((1.0, 0.0), 1.0), ((float("nan"),), 1.0), ((float("inf"),), 1.0)),
+        *(((1.0,), -0.1), ((1.0,), 1.1), ((1.0,), float("nan"))),
+    ],
 )
 def test_shares_and_correction_are_checked(shares, correction):
     with pytest.raises(ValueError, match=r"shares above zero|in \[0, 1\]"):
