@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     reading.add_argument("--weights", type=Path, required=True)
     reading.add_argument("--fold", type=int, choices=range(folds.FOLDS), help="only its classes")
     reading.add_argument("--size", type=int, default=320)
+    reading.add_argument("--once", action="store_true", help="read queries once, as in training")
+    reading.add_argument(
+        "--absent",
+        action="store_true",
+        help="instead: how often much is found in pictures that do not show the class",
+    )
     reading.add_argument("--device", default="cpu", help="cpu or cuda")
     below = commands.add_parser("floors", help="score a set without a few-shot network")
     below.add_argument("--data", type=Path, required=True, help="folder of one annotated set")
@@ -111,10 +117,14 @@ def _read(options: dict[str, Any]) -> None:
     device = options["device"]
     packed = pack.load_pack(options["pack"], device)
     model = CompactModel.from_file(options["weights"]).to(device)
-    classes: dict[str, frozenset[str] | None] = dict.fromkeys(folds.SETS)
-    if options["fold"] is not None:
-        classes.update(folds.left_out(packed.entries, options["fold"]))
-    found = evaluate.read_pack(model, packed, classes, options["size"])
+    classes: dict[str, frozenset[str] | None]
+    if options["fold"] is None:
+        classes = dict.fromkeys(evaluate.annotated_sets(packed.entries))
+    else:
+        classes = dict(folds.left_out(packed.entries, options["fold"]))
+    found = evaluate.read_pack(
+        model, packed, classes, options["size"], once=options["once"], absent=options["absent"]
+    )
     print(json.dumps(found, indent=2))
 
 

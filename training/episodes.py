@@ -25,6 +25,7 @@ from training.folds import never_drawn
 from training.pack import Pack, load_pack
 from training.runs import (
     Budget,
+    Draws,
     Run,
     Smoothed,
     Stateful,
@@ -91,8 +92,8 @@ class EpisodeSettings:
     weights: Path
     steps: int = 2100
     minutes: float | None = None
-    tasks: int = 4
-    pictures: int = 4
+    tasks: int = 3
+    pictures: int = 6
     sizes: tuple[int, ...] = (192, 192, 192, 224)
     rate: float = 1.5e-3
     trunk_rate: float = 0.25
@@ -310,6 +311,7 @@ def train(settings: EpisodeSettings) -> None:
         "model": model,
         "optimizer": optimizer,
         "smoothed": smoothed,
+        "draws": Draws(draws),
     }
     run.resume(rng, **parts)
     for progress, due in run.steps():

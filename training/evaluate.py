@@ -10,6 +10,7 @@ resolution.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -57,14 +58,26 @@ READINGS = (
 )
 
 
+MUCH = 0.05
+"""Share of a picture's cells; more than that is a find."""
+
+MOST_ABSENT = 16
+
+
 class PackedSet:
     """Some classes of a set with the features of their images."""
 
     def __init__(
-        self, model: CompactModel, pack: Pack, entries: Iterable[Entry], size: int
+        self,
+        model: CompactModel,
+        pack: Pack,
+        entries: Iterable[Entry],
+        size: int,
+        *,
+        once: bool = False,
     ) -> None:
-        """Computes features of the images of `entries` at `size`."""
-        self.model, self.pack, self.size = model.eval(), pack, size
+        """Computes features of the images of `entries` at `size`; with `once`, reads them once."""
+        self.model, self.pack, self.size, self.once = model.eval(), pack, size, once
         self.device = str(pack.images.device)
         self.guide = CompactGuide((size, size)).to(self.device)
         self.index: dict[str, list[Entry]] = {}
@@ -107,8 +120,7 @@ class PackedSet:
     def read_class(self, category: str, reading: Reading) -> float:
         """Returns the intersection over union of one class, in per cent."""
         entries = self.index[category]
-        maps = [self.maps[entry.image] for entry in entries]
-        semantic, fine = (torch.stack(kind) for kind in zip(*maps, strict=True))
+        semantic, fine = self._stacked(entry.image for entry in entries)
         planes = torch.stack([self.planes(entry, reading) for entry in entries])
         prototypes, weights = self.guide(semantic, fine, planes)
         # A query is never among its own supports.
@@ -117,7 +129,7 @@ class PackedSet:
         shares = [weights.roll(-step, 0).unsqueeze(2) for step in steps]
         total = torch.stack(shares).sum(0).clamp(min=1e-6)
         merged = torch.stack([a * b for a, b in zip(turned, shares, strict=True)]).sum(0) / total
-        margins = self.model.decode.answer(semantic, fine, merged)
+        margins = self._margins(semantic, fine, merged)
         truth = self.pack.masks[[entry.mask for entry in entries]] > 0
         found = (
             functional.interpolate(
@@ -128,9 +140,57 @@ class PackedSet:
         shared, covered = int((found & truth).sum()), int((found | truth).sum())
         return 100 * shared / max(covered, 1)
 
+    @torch.no_grad()
+    def false_finds(self, category: str, reading: Reading) -> float:
+        """Returns the share of pictures without a class in which much is taken for it, in per cent.
+
+        The supports are the first `shots` of the class; of the other pictures of the set at most
+        `MOST_ABSENT` are read, evenly spread. The result is nan if all pictures show the class.
+        """
+        entries = self.index[category][: reading.shots]
+        showing = {entry.image for entry in self.index[category]}
+        others = [number for number in self.maps if number not in showing]
+        others = others[:: -(-len(others) // MOST_ABSENT)] if others else []
+        if not others:
+            return math.nan
+        semantic, fine = self._stacked(entry.image for entry in entries)
+        planes = torch.stack([self.planes(entry, reading) for entry in entries])
+        prototypes, weights = self.guide(semantic, fine, planes)
+        shares = weights.unsqueeze(2)
+        merged = (prototypes * shares).sum(0, keepdim=True) / shares.sum(0).clamp(min=1e-6)
+        margins = self._margins(*self._stacked(others), merged.expand(len(others), -1, -1))
+        labelled = (margins > 0).float().flatten(1).mean(1)
+        return 100 * float((labelled > MUCH).float().mean())
+
+    def _stacked(self, numbers: Iterable[int]) -> tuple[Tensor, Tensor]:
+        maps = [self.maps[number] for number in numbers]
+        semantic, fine = zip(*maps, strict=True)
+        return torch.stack(semantic), torch.stack(fine)
+
+    def _margins(self, semantic: Tensor, fine: Tensor, merged: Tensor) -> Tensor:
+        decode = self.model.decode
+        if self.once:
+            return decode.margins(semantic, fine, merged)[1]
+        return decode.answer(semantic, fine, merged)
+
+
+def annotated_sets(entries: Iterable[Entry]) -> list[str]:
+    """Returns the names of the sets with classes; figures of the pool are no set to be read."""
+    return list(
+        dict.fromkeys(
+            entry.origin for entry in entries if entry.mask >= 0 and entry.origin != "saliency"
+        )
+    )
+
 
 def read_pack(
-    model: CompactModel, pack: Pack, classes: Mapping[str, frozenset[str] | None], size: int = 320
+    model: CompactModel,
+    pack: Pack,
+    classes: Mapping[str, frozenset[str] | None],
+    size: int = 320,
+    *,
+    once: bool = False,
+    absent: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Reads sets of a pack and returns {set: {reading: mean over classes in per cent}}.
 
@@ -139,6 +199,9 @@ def read_pack(
         pack: The pictures.
         classes: Sets, and which of their classes; None for all.
         size: Side of the network's input.
+        once: Whether queries are read once, as training reads them.
+        absent: Whether to read the pictures that do not show the class instead: the share that gets
+            more than `MUCH` of its pixels labelled.
     """
     results: dict[str, dict[str, float]] = {}
     for origin, wanted in classes.items():
@@ -147,11 +210,12 @@ def read_pack(
             for entry in pack.entries
             if entry.origin == origin and (wanted is None or entry.category in wanted)
         ]
-        held = PackedSet(model, pack, entries, size)
+        if not entries:
+            continue
+        held = PackedSet(model, pack, entries, size, once=once)
+        read = held.false_finds if absent else held.read_class
         results[origin] = {
-            str(reading): round(
-                float(np.mean([held.read_class(name, reading) for name in held.index])), 2
-            )
-            for reading in READINGS
+            str(reading): round(float(np.nanmean([read(name, reading) for name in held.index])), 2)
+            for reading in (READINGS[:2] if absent else READINGS)
         }
     return results

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fewseg.evaluation import Episode, Source, Tally, every_query_once
+from fewseg.evaluation import Episode, Scores, Source, Tally, every_query_once
 from training.teacher import MARGIN, Teacher
 
 SIDE = 320
@@ -71,8 +71,8 @@ def teacher_prototypes(source: Source, teacher: Teacher) -> Answer:
     return answer
 
 
-def read_floor(source: Source, shots: int, answer: Answer) -> float:
-    """Returns the mean over classes of intersection over union, in per cent.
+def read_floor(source: Source, shots: int, answer: Answer) -> Scores:
+    """Returns what the answers score.
 
     Args:
         source: Images and masks.
@@ -88,12 +88,12 @@ def read_floor(source: Source, shots: int, answer: Answer) -> float:
         margins = functional.interpolate(answer(episode), size=truth.shape, mode="bilinear")
         found = (margins[0, 0] >= 0).numpy().astype(np.uint8)
         tally.add(found, truth, [episode.class_name])
-    return Tally.scores([tally]).mean_iou
+    return Tally.scores([tally])
 
 
 def read_floors(
     source: Source, shots: Iterable[int], teacher: Path | None = None
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, list[float]]]:
     """Reads every floor.
 
     Args:
@@ -102,14 +102,25 @@ def read_floors(
         teacher: Archive of its weights; None leaves it out.
 
     Returns:
-        By name of the floor and number of shots, in per cent.
+        By name of the floor and number of shots: mean-IoU and FB-IoU, in per cent.
     """
     answers: dict[str, Answer] = {"mean mask": mean_mask(source), "everything": everything}
     if teacher is not None:
         answers["teacher"] = teacher_prototypes(source, Teacher(teacher, torch.float32))
-    return {
-        name: {f"{count}-shot": round(read_floor(source, count, answer), 1) for count in shots}
+    read = {
+        (name, count): read_floor(source, count, answer)
         for name, answer in answers.items()
+        for count in shots
+    }
+    return {
+        name: {
+            f"{count}-shot": [
+                round(read[name, count].mean_iou, 1),
+                round(read[name, count].fb_iou, 1),
+            ]
+            for count in shots
+        }
+        for name in answers
     }
 
 

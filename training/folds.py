@@ -30,7 +30,7 @@ SAME_THINGS = {
     "car": ("car-roundabout", "car-shadow", "drift-chicane", "drift-straight"),
     "bird": ("blackswan",),
 }
-"""Classes of other sets that show a class of COCO under another name, and go with it."""
+"""Classes of other sets that show a class of COCO under another name."""
 
 
 def left_out(entries: Iterable[Entry], fold: int) -> dict[str, frozenset[str]]:
@@ -62,6 +62,7 @@ def coco_fold(kind: str) -> int:
 
 
 def never_drawn(entries: Iterable[Entry], fold: int) -> frozenset[str]:
-    """All classes that the held-out run of a fold never draws, under whatever name."""
+    """All classes that the held-out run of a fold never draws: what is tested, by any name."""
     tested = frozenset[str]().union(*left_out(entries, fold).values())
-    return tested.union(*(SAME_THINGS[kind] for kind in tested if kind in SAME_THINGS))
+    alike = [frozenset({name, *others}) for name, others in SAME_THINGS.items()]
+    return tested.union(*(kinds for kinds in alike if kinds & tested))

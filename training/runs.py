@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 SAVE_SECONDS = 60
+
+_BAR = "{l_bar}{bar}| {elapsed}<{remaining}, {postfix}"
 
 _COUNT = "updates"
 
@@ -31,6 +34,22 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
         """Restores the state."""
+
+
+class Draws:
+    """The state of a generator of numpy, for checkpoints."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        """Keeps the state of `generator`."""
+        self._generator = generator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state."""
+        return dict(self._generator.bit_generator.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the state."""
+        self._generator.bit_generator.state = state
 
 
 @dataclass(frozen=True)
@@ -93,13 +112,16 @@ class Run:
     def steps(self) -> Iterator[tuple[float, bool]]:
         """Yields progress, and whether it is time to write a checkpoint, until the stage ends."""
         saved = time.monotonic()
-        bar = tqdm(total=self.budget.steps, initial=self.step, mininterval=10)
+        # In per cent of the budget, which may be one of time.
+        bar = tqdm(total=100, unit="%", mininterval=10, bar_format=_BAR)
         while (progress := self.budget.progress(self.step, self.seconds)) < 1.0:
+            bar.update(100 * progress - bar.n)
+            bar.set_postfix_str(f"step {self.step}", refresh=False)
             due = time.monotonic() - saved > SAVE_SECONDS
             saved = time.monotonic() if due else saved
             yield progress, due
             self.step += 1
-            bar.update()
+        bar.update(100 - bar.n)
         bar.close()
 
     def note(self, progress: float, **numbers: Tensor | float) -> None:

@@ -22,7 +22,9 @@ SET_CHANCES = {
     "magnetic-tile": 0.06,
     "saliency": 0.1,
 }
-"""How often a task of a category comes from each set."""
+"""How often a task of a category comes from each set; another set counts as `OTHER_SET`."""
+
+OTHER_SET = 0.2
 
 ANY_PART = 0
 """In place of the number of a part: all of a mask."""
@@ -97,7 +99,9 @@ class TaskSource:
 
     def _category(self, images: Numbers, masks: Numbers, parts: Numbers) -> None:
         """Pictures of one class of a set, or of several."""
-        present = {name: SET_CHANCES[name] for name in SET_CHANCES if self.classes.get(name)}
+        present = {
+            name: SET_CHANCES.get(name, OTHER_SET) for name in self.classes if self.classes[name]
+        }
         groups = self.classes[self._name(present)]
         ways = min(masks.shape[1], len(groups))
         chosen = [groups[place] for place in self.rng.permutation(len(groups))[:ways]]

@@ -39,14 +39,19 @@ def folder(tmp_path):
 def test_the_mean_mask_is_that_of_the_next_images(folder):
     source = AnnotatedFolder(folder)
     # a by b: 48 of 48; b by c: 24 of 48; c by a: 24 of 48.
-    assert read_floor(source, 1, mean_mask(source)) == pytest.approx(100 * 96 / 144, abs=1)
+    one = read_floor(source, 1, mean_mask(source))
+    assert one.mean_iou == pytest.approx(100 * 96 / 144, abs=1)
     # Of two supports half is enough: a by b and c, b by c and a, c by a and b.
-    assert read_floor(source, 2, mean_mask(source)) == pytest.approx(100 * 120 / 144, abs=1)
+    two = read_floor(source, 2, mean_mask(source))
+    assert two.mean_iou == pytest.approx(100 * 120 / 144, abs=1)
 
 
 def test_everything_scores_the_share_that_the_class_covers(folder):
     covered = 100 * sum(WIDTHS.values()) / (len(WIDTHS) * SIZE[1])
-    assert read_floor(AnnotatedFolder(folder), 1, everything) == pytest.approx(covered)
+    scores = read_floor(AnnotatedFolder(folder), 1, everything)
+    assert scores.mean_iou == pytest.approx(covered)
+    # Nothing of the background is found.
+    assert scores.fb_iou == pytest.approx(covered / 2)
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ def archive(tmp_path):
 
 def test_prototypes_on_the_teachers_features_tell_colours_apart(folder, archive):
     source = AnnotatedFolder(folder)
-    found = read_floor(source, 1, teacher_prototypes(source, Teacher.on("cpu", archive)))
+    found = read_floor(source, 1, teacher_prototypes(source, Teacher.on("cpu", archive))).mean_iou
     # A cell of the coarse map is five pixels wide; the mean mask scores 67.
     assert found > 80
 
@@ -87,8 +92,8 @@ def test_the_command_prints_every_floor(folder, archive, monkeypatch, capsys):
     command.main()
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {"mean mask", "everything", "teacher"}
-    assert printed["mean mask"] == {"1-shot": 66.7, "2-shot": 83.3}
-    assert printed["everything"]["1-shot"] == printed["everything"]["2-shot"] == 41.7
+    assert printed["mean mask"] == {"1-shot": [66.7, 70.8], "2-shot": [83.3, 84.5]}
+    assert printed["everything"]["1-shot"] == printed["everything"]["2-shot"] == [41.7, 20.8]
 
 
 def test_the_served_graphs_are_timed_beside_the_teachers_trunk(archive, monkeypatch, capsys):

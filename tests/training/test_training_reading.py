@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ import torch
 from export.methods.compact import CompactGuide, CompactModel, emboldened
 from training.annotations import KINDS, annotate
 from training.episodes import Episodes, draw_shares, episode_losses, read_episodes
-from training.evaluate import PackedSet, Reading
+from training.evaluate import PackedSet, Reading, annotated_sets
 from training.folds import FOLDS, SETS, left_out, never_drawn
 from training.pack import Entry, Pack
+from training.runs import Draws
 from training.tasks import TaskSource
 
 SIDE = 64
@@ -148,6 +151,8 @@ def test_no_picture_of_a_class_that_is_tested_is_drawn():
         left = {entry.category for entry in (*source.single, *source.figures)}
         assert not left & hidden
     assert {"person", "human"} <= never_drawn(entries, 0)
+    films = [Entry("davis16-20x10", 0, "blackswan", 0), Entry("coco-mini", 1, "bird", 1)]
+    assert {"blackswan", "bird"} <= never_drawn(films, 0), "a swan is a bird under another name"
     tested = [left_out(entries, fold)["coco-mini"] for fold in range(FOLDS)]
     assert frozenset().union(*tested) == set(kinds)
     assert sum(map(len, tested)) == len(kinds)
@@ -170,3 +175,56 @@ def test_a_set_whose_colours_tell_everything_is_read_as_perfect(model):
     assert held.read_class("red", Reading(2)) > 90
     # Three pictures lend a query two supports, however many are asked for.
     assert held.read_class("red", Reading(5)) == held.read_class("red", Reading(2))
+
+
+class Halves(torch.nn.Module):
+    """Maps in which each picture is of one look, on the left, and of another, on the right."""
+
+    def forward(self, images):
+        red = images[:, :1] > 0
+        looks = torch.cat([red, ~red], 1).float()
+        looks = torch.nn.functional.avg_pool2d(looks, 8)
+        semantic = torch.nn.functional.pad(looks, (0, 0, 0, 0, 0, 158))
+        return semantic, torch.nn.functional.interpolate(semantic[:, :32], scale_factor=2.0)
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_finds_are_counted_in_the_pictures_that_do_not_show_the_class(model, once):
+    torch.nn.init.zeros_(model.decode.correction.weight)
+    model.trunk = Halves()
+    shown = torch.zeros(4, 256, 256, dtype=torch.uint8)
+    # Red on the left of three pictures; a tenth of the last is red, and called something else.
+    shown[:2, :, :128] = 1
+    shown[2:, :, :26] = 1
+    shown[2] = 0
+    images = torch.stack([255 * shown, 0 * shown, 0 * shown], 1)
+    kinds = ("red", "red", "other", "other")
+    entries = tuple(Entry("set", n, kind, n) for n, kind in enumerate(kinds))
+    held = PackedSet(model, Pack(images, shown, (), entries), entries, 320, once=once)
+    assert held.false_finds("red", Reading(1)) == 50.0
+    alone = PackedSet(model, Pack(images, shown, (), entries[:2]), entries[:2], 320, once=once)
+    assert math.isnan(alone.false_finds("red", Reading(1))), "every picture shows the class"
+
+
+def test_sets_of_ones_own_are_drawn_and_read():
+    kinds = ("mug", "plate")
+    entries = [Entry("mugs", number, kinds[number % 2], number) for number in range(8)]
+    entries += [Entry("saliency", 8, "figure", 8), Entry("photos", 9)]
+    blank = torch.zeros(1, 1)
+    pack = Pack(blank, torch.zeros(10, 1, 1), (9,), tuple(entries))
+    source = TaskSource(pack, np.random.default_rng(0))
+    for _ in range(20):
+        drawn = source.draw(2, 3, 1)
+        for kind, masks in zip(drawn.kinds, drawn.masks, strict=True):
+            assert kind != "category" or (masks >= 0).all()
+    assert annotated_sets(entries) == ["mugs"]
+
+
+def test_a_checkpoint_keeps_the_draws():
+    draws = np.random.default_rng(3)
+    draws.random(5)
+    saved = Draws(draws).state_dict()
+    expected = draws.random(3).tolist()
+    restored = np.random.default_rng(0)
+    Draws(restored).load_state_dict(saved)
+    assert restored.random(3).tolist() == expected
