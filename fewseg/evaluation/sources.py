@@ -39,7 +39,10 @@ class Source(Protocol):
 
 
 class AnnotatedFolder:
-    """``index.json`` = {class: [ids]}, ``images/<id>.jpg``, ``masks/<class>/<id>.png``."""
+    """``index.json`` = {class: [ids]}, ``images/<id>.jpg``, ``masks/<class>/<id>.png``.
+
+    docs/cli.md says what a mask must look like.
+    """
 
     def __init__(self, folder: Path, fold: int | None = None) -> None:
         """Reads the index; with ``fold``, only classes that ``folds.json`` puts there.
@@ -59,9 +62,33 @@ class AnnotatedFolder:
         return self.folder / "images" / f"{name}.jpg"
 
     def labels(self, class_name: str, name: str) -> NDArray[np.uint8]:
-        """See ``Source``; a mask is white where the class is."""
-        with Image.open(self.folder / "masks" / class_name / f"{name}.png") as mask:
-            return (np.asarray(mask.convert("L")) > 127).astype(np.uint8)
+        """See ``Source``; a mask is white where the class is, or holds only 0 and 1.
+
+        Raises:
+            FileNotFoundError: There is no mask.
+            ValueError: The mask shows no pixel of its class.
+        """
+        path = self.folder / "masks" / class_name / f"{name}.png"
+        with Image.open(path) as mask:
+            shown = _class_pixels(mask)
+        if not shown.any():
+            raise ValueError(
+                f"{path} shows no pixel of its class. A mask is white (above 127) where the class"
+                " is and black elsewhere, or holds only 0 and 1, with 1 where the class is."
+            )
+        return shown.astype(np.uint8)
+
+
+def _class_pixels(mask: Image.Image) -> NDArray[np.bool_]:
+    """Where a mask is white; where it is 1 if nothing is white and it holds only 0 and 1 [H, W]."""
+    grey = mask.convert("L")
+    white: NDArray[np.bool_] = np.asarray(grey) > 127
+    # A palette's stored numbers count, as 1 may have any colour, dark ones included.
+    numbers = np.asarray(mask if len(mask.getbands()) == 1 else grey)
+    if white.any() or not np.isin(numbers, (0, 1)).all():
+        return white
+    ones: NDArray[np.bool_] = numbers == 1
+    return ones
 
 
 class VocFolder:

@@ -144,6 +144,46 @@ def test_random_episodes_are_the_same_again_and_never_show_the_query(folder):
     assert all(len({*episode.supports, episode.query}) == 3 for episode in drawn)
 
 
+def rewrite_masks(folder, written):
+    """Stores the masks of ``folder`` as ``written`` makes an image of their booleans."""
+    for path in (folder / "masks" / "red").iterdir():
+        written(np.asarray(Image.open(path)) > 0).save(path)
+
+
+def palette_mask(mask):
+    """Numbers 0 and 1 in VOC's colours: black, and a dark red."""
+    image = Image.fromarray(mask.astype(np.uint8)).convert("P")
+    image.putdata(mask.astype(np.uint8).ravel())
+    image.putpalette([0, 0, 0, 128, 0, 0])
+    return image
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda mask: Image.fromarray(mask.astype(np.uint8)),
+        lambda mask: Image.fromarray(mask.astype(np.uint16)),
+        lambda mask: Image.fromarray(np.stack([mask.astype(np.uint8)] * 3, -1)),
+        lambda mask: Image.fromarray(mask),
+        palette_mask,
+    ],
+    ids=["grey", "16 bits", "colour", "1 bit", "palette"],
+)
+def test_masks_may_hold_only_0_and_1(folder, written):
+    white = AnnotatedFolder(folder).labels("red", "b")
+    rewrite_masks(folder, written)
+    assert np.array_equal(AnnotatedFolder(folder).labels("red", "b"), white)
+    assert white.sum() == 32 * 32
+
+
+def test_beside_white_neither_1_nor_grey_is_the_class(folder):
+    values = np.zeros((64, 64), np.uint8)
+    values[0], values[1], values[2], values[3] = 1, 127, 128, 255
+    Image.fromarray(values).save(folder / "masks" / "red" / "a.png")
+    rows = AnnotatedFolder(folder).labels("red", "a").all(axis=1)
+    assert np.flatnonzero(rows).tolist() == [2, 3]
+
+
 def test_annotations_stay_inside_what_they_mark(folder):
     source = AnnotatedFolder(folder)
     labels = source.labels("red", "b")
@@ -166,24 +206,54 @@ def test_annotations_stay_inside_what_they_mark(folder):
         annotation_rule("points:0")
 
 
+def evaluated(folder, tmp_path, *options):
+    """What the command makes of the folder's fold 1, by the tiny model in this process."""
+    write_tiny_repository(tmp_path / "repository")
+    arguments = ["--server", ":embedded:", "--repository", tmp_path / "repository", "evaluate"]
+    arguments += ["--data", folder, "--fold", 1, "--shots", 2, *options]
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def scores_of(folder, tmp_path, annotation):
+    """The one JSON object that the command prints."""
+    result = evaluated(folder, tmp_path, "--annotation", annotation, "--json")
+    assert result.exit_code == 0, result.output
+    (found,) = [json.loads(line) for line in result.stdout.splitlines()]
+    return found
+
+
 def test_a_model_is_read_through_the_service(folder, tmp_path):
-    repository = tmp_path / "repository"
-    write_tiny_repository(repository)
     for annotation in ("mask", "points:5", "scribble", "box"):
-        arguments = ["--repository", repository, "evaluate", "--data", folder, "--fold", 1]
-        arguments += ["--shots", 2, "--annotation", annotation, "--json"]
-        arguments = ["--server", ":embedded:", *arguments]
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        assert result.exit_code == 0, result.output
-        (found,) = [json.loads(line) for line in result.stdout.splitlines()]
+        found = scores_of(folder, tmp_path, annotation)
         assert found["per_class"].keys() == {"red"}
         assert found["mean_iou"] > 75, annotation
         assert found["mean_iou"] == found["per_class"]["red"]
         assert found["fb_iou"] > 75, annotation
 
 
+@pytest.mark.parametrize("annotation", ["mask", "box"])
+def test_masks_of_0_and_1_score_as_white_ones_do(folder, tmp_path, annotation):
+    white = scores_of(folder, tmp_path, annotation)
+    rewrite_masks(folder, lambda mask: Image.fromarray(mask.astype(np.uint8)))
+    assert scores_of(folder, tmp_path, annotation) == white
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"), [("mask", 0), ("box", 0), ("points:5", 2), ("scribble", 127)]
+)
+def test_a_mask_without_its_class_is_named(folder, tmp_path, annotation, value):
+    path = folder / "masks" / "red" / "b.png"
+    Image.fromarray(np.full((64, 64), value, np.uint8)).save(path)
+    result = evaluated(folder, tmp_path, "--annotation", annotation)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"Error: {path} shows no pixel of its class. A mask is white (above 127) where the class is"
+        " and black elsewhere, or holds only 0 and 1, with 1 where the class is.\n"
+    )
+
+
 def test_tasks_are_cross_guided_where_that_is_asked_for(folder, tmp_path, monkeypatch):
-    write_tiny_repository(tmp_path / "repository")
     registered = []
     register = Client.register
 
@@ -193,9 +263,7 @@ def test_tasks_are_cross_guided_where_that_is_asked_for(folder, tmp_path, monkey
         return task
 
     monkeypatch.setattr(Client, "register", noted)
-    arguments = ["--server", ":embedded:", "--repository", tmp_path / "repository", "evaluate"]
-    arguments += ["--data", folder, "--fold", 1, "--shots", 2, "--cross-guided"]
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = evaluated(folder, tmp_path, "--cross-guided")
     assert result.exit_code == 0, result.output
     assert set(registered) == {"cross_guided"}
 
