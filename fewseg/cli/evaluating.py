@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -65,7 +65,8 @@ def evaluate(
     json: JsonFlag = False,
 ) -> None:
     """Reads a model on annotated data: mean-IoU, FB-IoU and IoU of each class."""
-    session = _addressed(Session.of(context, json), context, server)
+    session = Session.of(context, json)
+    _address(session, context, server)
     rule = annotation_rule(annotation)
     source = _source(protocol, data, fold, split)
     if protocol is Protocol.FOLDER:
@@ -82,13 +83,16 @@ def evaluate(
     session.tell(_rounded(scores), _table(scores))
 
 
-def _addressed(session: Session, context: typer.Context, server: str | None) -> Session:
-    """The session, embedded unless a server was named anywhere."""
+def _address(session: Session, context: typer.Context, server: str | None) -> None:
+    """Points the session to ``server``, or to an embedded one unless a server was named anywhere.
+
+    The session itself changes, not a copy: what ends the command names the session's address.
+    """
     told = None if context.parent is None else context.parent.get_parameter_source("server")
     named = told is not None and told.name in ("COMMANDLINE", "ENVIRONMENT")
-    target = server or (session.target if named else EMBEDDED)
+    session.target = server or (session.target if named else EMBEDDED)
     options = session.embedded_options or {"store": "memory"}
-    return replace(session, target=target, embedded_options=options if target == EMBEDDED else {})
+    session.embedded_options = options if session.target == EMBEDDED else {}
 
 
 def _source(protocol: Protocol, data: Path, fold: int | None, split: str) -> Source:

@@ -231,6 +231,14 @@ def test_a_model_is_read_through_the_service(folder, tmp_path):
         assert found["fb_iou"] > 75, annotation
 
 
+@pytest.mark.parametrize("before", [[], ["--server", "127.0.0.1:2"], ["--server", ":embedded:"]])
+def test_a_server_that_is_not_there_is_named(folder, before):
+    arguments = [*before, "--timeout", "0.5", "evaluate", "--data", str(folder), "--fold", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--server", "127.0.0.1:1"])
+    assert result.exit_code == 3
+    assert result.stderr.startswith("Error: No server answers at 127.0.0.1:1: ")
+
+
 @pytest.mark.parametrize("annotation", ["mask", "box"])
 def test_masks_of_0_and_1_score_as_white_ones_do(folder, tmp_path, annotation):
     white = scores_of(folder, tmp_path, annotation)
