@@ -1,4 +1,4 @@
-"""Reads a served model on annotated data; docs/evaluation.md describes the protocols."""
+"""Reads a served model on annotated data; docs/cli.md ("Evaluating") describes the protocols."""
 
 from fewseg.evaluation.marks import AnnotationRule, annotation_rule
 from fewseg.evaluation.protocols import Episode, every_query_once, random_episodes, read_model
