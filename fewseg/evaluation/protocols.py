@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewseg.annotations import Support
 from fewseg.client import Client
@@ -93,12 +94,13 @@ def read_model(
 
     Raises:
         FewSegError: The service refused.
+        ValueError: The mask of a support shows no pixel of its class. That of a query may.
     """
     tally = Tally()
     for episode in episodes:
         name = episode.class_name
         supports = [
-            Support(source.image(image), rule(source.labels(name, image), name, f"{name}/{image}"))
+            Support(source.image(image), rule(_shown(source, name, image), name, f"{name}/{image}"))
             for image in episode.supports
         ]
         task = client.register([name], supports, model=model, fusion=fusion, ttl=3600)
@@ -109,3 +111,14 @@ def read_model(
         tally.add(found.mask, source.labels(name, episode.query), [name])
         done()
     return tally
+
+
+def _shown(source: Source, class_name: str, name: str) -> NDArray[np.uint8]:
+    labels = source.labels(class_name, name)
+    if not (labels == 1).any():
+        raise ValueError(
+            f"{name} cannot be a support: its mask shows no pixel of {class_name}. A mask of a"
+            " folder is white (above 127) where the class is and black elsewhere, or holds only 0"
+            " and 1, with 1 where the class is."
+        )
+    return labels

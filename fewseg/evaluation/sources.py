@@ -62,21 +62,9 @@ class AnnotatedFolder:
         return self.folder / "images" / f"{name}.jpg"
 
     def labels(self, class_name: str, name: str) -> NDArray[np.uint8]:
-        """See ``Source``; a mask is white where the class is, or holds only 0 and 1.
-
-        Raises:
-            FileNotFoundError: There is no mask.
-            ValueError: The mask shows no pixel of its class.
-        """
-        path = self.folder / "masks" / class_name / f"{name}.png"
-        with Image.open(path) as mask:
-            shown = _class_pixels(mask)
-        if not shown.any():
-            raise ValueError(
-                f"{path} shows no pixel of its class. A mask is white (above 127) where the class"
-                " is and black elsewhere, or holds only 0 and 1, with 1 where the class is."
-            )
-        return shown.astype(np.uint8)
+        """See ``Source``; a mask is white where the class is, or holds only 0 and 1."""
+        with Image.open(self.folder / "masks" / class_name / f"{name}.png") as mask:
+            return _class_pixels(mask).astype(np.uint8)
 
 
 def _class_pixels(mask: Image.Image) -> NDArray[np.bool_]:

@@ -256,8 +256,9 @@ def test_a_mask_without_its_class_is_named(folder, tmp_path, annotation, value):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr == (
-        f"Error: {path} shows no pixel of its class. A mask is white (above 127) where the class is"
-        " and black elsewhere, or holds only 0 and 1, with 1 where the class is.\n"
+        "Error: b cannot be a support: its mask shows no pixel of red. A mask of a folder is white"
+        " (above 127) where the class is and black elsewhere, or holds only 0 and 1, with 1 where"
+        " the class is.\n"
     )
 
 
