@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
-from loadtests.results import Repeat, Result, ResultError
+from loadtests.comparable import check_comparable
+from loadtests.results import Repeat, Result
 
 #: Changes from this on are called a change: half of the 10 % that must never pass unseen, so that a
 #: slowdown of 10 % shows even when half of it is hidden by the noise of the median.
@@ -34,7 +36,7 @@ class Comparison:
         name: Of the figure.
         unit: Of both values.
         before, after: Medians of the repeats.
-        change: Relative; positive is worse, whatever the figure.
+        change: Relative; positive is worse, whatever the figure; infinite from or to nothing.
         noise: Half the range of the repeats, relative to their median; the larger of both.
         verdict: What it amounts to.
     """
@@ -50,25 +52,30 @@ class Comparison:
 
 _Figure = Callable[[Repeat], float]
 
-#: Name, unit, whether more is worse, and where it stands.
-_FIGURES: tuple[tuple[str, str, bool, _Figure], ...] = (
-    ("p50", "ms", True, lambda repeat: repeat.latency["p50"] * 1e3),
-    ("p90", "ms", True, lambda repeat: repeat.latency["p90"] * 1e3),
-    ("p99", "ms", True, lambda repeat: repeat.latency["p99"] * 1e3),
-    ("server p50", "ms", True, lambda repeat: repeat.stages.get("server", 0.0) * 1e3),
-    ("engine p50", "ms", True, lambda repeat: repeat.stages.get("engine", 0.0) * 1e3),
-    ("good answers", "/s", False, lambda repeat: repeat.good_rate),
-    ("memory", "MiB", True, lambda repeat: repeat.use.peak_bytes / 2**20),
+#: Name, unit, and where it stands. All are times or sizes: more is worse, and 0 is none known, as
+#: the latency of a repeat without a good answer.
+_FIGURES: tuple[tuple[str, str, _Figure], ...] = (
+    ("p50", "ms", lambda repeat: repeat.latency["p50"] * 1e3),
+    ("p90", "ms", lambda repeat: repeat.latency["p90"] * 1e3),
+    ("p99", "ms", lambda repeat: repeat.latency["p99"] * 1e3),
+    ("server p50", "ms", lambda repeat: repeat.stages.get("server", 0.0) * 1e3),
+    ("engine p50", "ms", lambda repeat: repeat.stages.get("engine", 0.0) * 1e3),
+    ("start to serving", "s", lambda repeat: repeat.stages.get("start_to_serving", 0.0)),
+    ("first request", "ms", lambda repeat: repeat.stages.get("first_request", 0.0) * 1e3),
+    ("memory", "MiB", lambda repeat: repeat.use.peak_bytes / 2**20),
 )
-#: Tails of a few hundred requests scatter; they are shown, and do not decide.
-_SHOWN_ONLY = frozenset({"p99", "memory"})
+#: Tails of a few hundred requests scatter, as does a single request after a start; they are shown,
+#: and do not decide.
+_SHOWN_ONLY = frozenset({"p99", "first request", "memory"})
 
 
 def compare(before: Result, after: Result, threshold: float = THRESHOLD) -> list[Comparison]:
     """Compares two results of one scenario.
 
-    A figure is worse when its median moved by ``threshold`` or more and no repeat of the one lies
-    within the repeats of the other.
+    A time is worse when its median grew by ``threshold`` or more and no repeat of the one lies
+    within the repeats of the other. Good answers are worse likewise, when they became fewer; lost
+    answers are worse when they became more at all. Times that one side lacks are left out: where
+    nothing was answered, the good answers say so.
 
     Args:
         before: Of the scenario, and valid.
@@ -76,23 +83,20 @@ def compare(before: Result, after: Result, threshold: float = THRESHOLD) -> list
         threshold: Relative change that counts.
 
     Raises:
-        ResultError: They are not of the same scenario, or one is invalid.
+        ResultError: They were not measured alike, or one is invalid.
     """
-    if before.scenario.name != after.scenario.name or before.scenario.work != after.scenario.work:
-        raise ResultError(
-            f"{before.scenario.name} and {after.scenario.name} are different scenarios"
-        )
-    for result in (before, after):
-        if not result.valid:
-            raise ResultError(
-                f"the run of {result.created} is invalid: "
-                + "; ".join({repeat.problem for repeat in result.repeats if repeat.problem})
-            )
+    check_comparable(before, after)
     compared = []
-    for name, unit, more_is_worse, figure in _FIGURES:
-        values = [[figure(repeat) for repeat in result.repeats] for result in (before, after)]
-        if all(any(value > 0 for value in side) for side in values):
-            compared.append(judge(name, unit, values[0], values[1], more_is_worse, threshold))
+    for name, unit, figure in _FIGURES:
+        known = [
+            [value for value in map(figure, result.repeats) if value > 0]
+            for result in (before, after)
+        ]
+        if all(known):
+            compared.append(judge(name, unit, known[0], known[1], True, threshold))
+    good = [[repeat.good_rate for repeat in result.repeats] for result in (before, after)]
+    compared.append(judge("good answers", "/s", good[0], good[1], False, threshold))
+    compared.append(_lost(before, after))
     return compared
 
 
@@ -104,18 +108,35 @@ def judge(
     more_is_worse: bool,
     threshold: float = THRESHOLD,
 ) -> Comparison:
-    """Compares the repeats of one figure."""
+    """Compares the repeats of one figure.
+
+    A change of the medians by ``threshold`` or more is never called the same: where the repeats
+    overlap, it cannot be told from noise, and is called that.
+    """
     old, new = float(np.median(before)), float(np.median(after))
-    change = (new / old - 1.0) if more_is_worse else (old / max(new, 1e-12) - 1.0)
+    change = _growth(old, new) if more_is_worse else _growth(new, old)
     noise = max(_half_range(before), _half_range(after))
+    changed = abs(change) >= threshold
     apart = min(after) > max(before) or max(after) < min(before)
-    if abs(change) >= threshold and apart:
+    if changed and apart:
         verdict = Verdict.WORSE if change > 0 else Verdict.BETTER
-    elif noise > MUST_SHOW:
+    elif changed or noise > MUST_SHOW:
         verdict = Verdict.NOISY
     else:
         verdict = Verdict.SAME
     return Comparison(name, unit, old, new, change, noise, verdict)
+
+
+def _lost(before: Result, after: Result) -> Comparison:
+    """Lost answers of all repeats together: none is usual, and a single one more counts."""
+    old, new = _share_lost(before), _share_lost(after)
+    verdict = Verdict.SAME if old == new else Verdict.WORSE if new > old else Verdict.BETTER
+    return Comparison("lost answers", "%", old, new, _growth(old, new), 0.0, verdict)
+
+
+def _share_lost(result: Result) -> float:
+    asked = sum(sum(repeat.codes.values()) for repeat in result.repeats)
+    return 100.0 * sum(repeat.lost for repeat in result.repeats) / max(1, asked)
 
 
 def exit_status(compared: Sequence[Comparison]) -> int:
@@ -126,6 +147,14 @@ def exit_status(compared: Sequence[Comparison]) -> int:
     return 3 if Verdict.NOISY in verdicts else 0
 
 
+def _growth(old: float, new: float) -> float:
+    if old == new:
+        return 0.0
+    return new / old - 1.0 if old else math.inf
+
+
 def _half_range(values: Sequence[float]) -> float:
-    median = float(np.median(values))
-    return (max(values) - min(values)) / 2 / median if median else 0.0
+    width, median = max(values) - min(values), float(np.median(values))
+    if not width:
+        return 0.0
+    return width / 2 / median if median else math.inf
