@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -16,8 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests import comparing, results, runs, scenarios, sweeps
+from loadtests.bench.document import DocumentError
+from loadtests.bench.rows import RowError
 from loadtests.cold import run_cold_starts
+from loadtests.processes import GeneratorError
 from loadtests.reports import write_report
+from loadtests.seeds import Seeds
 from loadtests.servers import ServerError
 from loadtests.targets import Connection, Target
 
@@ -25,6 +30,17 @@ from loadtests.targets import Connection, Target
 _LOST = 1
 _WRONG = 2
 _INVALID = 4
+
+#: What a person or a server did wrong; anything else is a fault of this tool, and is shown whole.
+_FAULTS = (
+    scenarios.ScenarioError,
+    results.ResultError,
+    ServerError,
+    GeneratorError,
+    RowError,
+    DocumentError,
+    OSError,
+)
 
 #: What a supervisor or a closed terminal ends the command with.
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -60,6 +76,12 @@ Output = Annotated[
 ]
 Repeats = Annotated[int | None, typer.Option(min=1, help="Instead of the scenario's.")]
 Seconds = Annotated[float | None, typer.Option(min=1.0, help="Instead of the scenario's.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=2**53, help="Of the images, as result.json holds it; without: fresh ones."
+    ),
+]
 
 
 @app.command("scenarios")
@@ -83,6 +105,7 @@ def run_scenario(
     rate: Annotated[float | None, typer.Option(min=0.01, help="Arrivals per second.")] = None,
     seconds: Seconds = None,
     repeats: Repeats = None,
+    seed: Seed = None,
     output: Output = Path("loadtest-results"),
 ) -> None:
     """Runs a scenario, and writes its figures, raw histograms and report.
@@ -93,13 +116,14 @@ def run_scenario(
     def work() -> None:
         loaded = _loaded(scenario, flag, rate, seconds, repeats)
         target = _target(server, tls, tls_roots, token_file)
+        seeds = Seeds(seed)
         if loaded.work.kind == "cold_start":
             if target is not None:
                 raise scenarios.ScenarioError("a cold start needs a server that is started here")
-            result = run_cold_starts(loaded, engine, _out.print)
+            result = run_cold_starts(loaded, engine, _out.print, seeds)
         else:
             with runs.subject_of(loaded, target, engine) as subject:
-                result = runs.run(loaded, subject, _out.print)
+                result = runs.run(loaded, subject, _out.print, seeds=seeds)
         folder = output / f"{loaded.name}-{_stamp()}"
         results.write(result, folder)
         write_report([result], folder / "report.html")
@@ -123,6 +147,7 @@ def sweep(
     ] = "",
     seconds: Seconds = None,
     repeats: Repeats = None,
+    seed: Seed = None,
     output: Output = Path("loadtest-results"),
 ) -> None:
     """Runs a scenario at ascending rates and finds the knee."""
@@ -131,18 +156,15 @@ def sweep(
         loaded = _loaded(scenario, flag, None, seconds, repeats)
         if loaded.work.kind not in ("segment", "clicks"):
             raise scenarios.ScenarioError(f"{loaded.name} has no rate that could be swept")
-        try:
-            asked = [float(one) for one in rates.split(",") if one]
-        except ValueError:
-            raise scenarios.ScenarioError(f"--rates {rates!r} is no list of numbers") from None
+        asked = _rates(rates)
         target = _target(server, tls, tls_roots, token_file)
         with runs.subject_of(loaded, target, engine) as subject:
-            swept = sweeps.sweep(loaded, subject, asked, _out.print)
+            swept = sweeps.sweep(loaded, subject, asked, _out.print, Seeds(seed))
         folder = output / f"{loaded.name}-sweep-{_stamp()}"
         for result in swept:
             results.write(result, folder / f"{result.scenario.load.rate or 0.0:08.2f}")
         write_report(swept, folder / "report.html")
-        _out.print(f"knee at {sweeps.knee(swept):.1f}/s; {folder}/report.html")
+        _out.print(f"{sweeps.knee(swept).words}; {folder}/report.html")
         _judge(swept)
 
     _guarded(work)
@@ -189,7 +211,8 @@ def bench(
     ] = None,
     engine: Engine = "embedded",
     only: Annotated[
-        str, typer.Option(help="Rows to measure, comma-separated; empty for all.")
+        str,
+        typer.Option(help="Rows to measure, comma-separated; empty for all. Not with --document."),
     ] = "",
 ) -> None:
     """Runs the short standard suite and prints its table, every figure beside its floor."""
@@ -197,7 +220,7 @@ def bench(
     def work() -> None:
         from loadtests.bench.suite import run_suite
 
-        chosen = [name for name in only.split(",") if name]
+        chosen = [name.strip() for name in only.split(",") if name.strip()]
         run_suite(engine=engine, output=output, document=document, only=chosen, console=_out)
 
     _guarded(work)
@@ -226,6 +249,17 @@ def _loaded(
     return msgspec.structs.replace(scenario, load=load, server=server)
 
 
+def _rates(listed: str) -> list[float]:
+    try:
+        rates = [float(one) for one in listed.split(",") if one.strip()]
+    except ValueError:
+        raise scenarios.ScenarioError(f"--rates {listed!r} is no list of numbers") from None
+    for rate in rates:
+        if not 0 < rate < math.inf:
+            raise scenarios.ScenarioError(f"--rates: {rate:g} is no rate; it must be above 0")
+    return rates
+
+
 def _target(server: str, tls: bool, roots: Path | None, token_file: Path | None) -> Target | None:
     if not server:
         return None
@@ -243,8 +277,9 @@ def _target(server: str, tls: bool, roots: Path | None, token_file: Path | None)
 def _guarded(work: Callable[[], None]) -> None:
     try:
         work()
-    except (scenarios.ScenarioError, results.ResultError, ServerError, OSError) as error:
-        _err.print(f"fewseg-loadtest: {error}", markup=False)
+    except _FAULTS as error:
+        # One line, however long: a terminal wraps it, and who searches a log finds it whole.
+        _err.print(f"fewseg-loadtest: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(_WRONG) from error
 
 

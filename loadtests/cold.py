@@ -15,6 +15,7 @@ from loadtests.results import Result, repeat_of, result_of
 from loadtests.runs import Tell
 from loadtests.sampling import ResourceUse
 from loadtests.scenarios import Scenario
+from loadtests.seeds import Seeds
 from loadtests.servers import running_server
 from loadtests.targets import Connection
 
@@ -59,11 +60,11 @@ def cold_start(engine: str, flags: Mapping[str, str], requests: int, seed: int) 
     return ColdStart(server.seconds_to_serving, float(records.latency[0]), steady, records)
 
 
-def run_cold_starts(scenario: Scenario, engine: str, tell: Tell) -> Result:
+def run_cold_starts(scenario: Scenario, engine: str, tell: Tell, seeds: Seeds) -> Result:
     """Runs a ``cold_start`` scenario: each repeat is a process of its own."""
     repeats = []
-    for number in range(scenario.load.repeats):
-        start = cold_start(engine, scenario.server, scenario.work.images, number)
+    for _ in range(scenario.load.repeats):
+        start = cold_start(engine, scenario.server, scenario.work.images, seeds.draw().images)
         tell(
             f"SERVING after {start.serving:.2f} s, first request {start.first * 1e3:.1f} ms, "
             f"steady {start.steady * 1e3:.1f} ms"
@@ -73,4 +74,4 @@ def run_cold_starts(scenario: Scenario, engine: str, tell: Tell) -> Result:
         repeat.stages["start_to_serving"] = start.serving
         repeat.stages["first_request"] = start.first
         repeats.append(repeat)
-    return result_of(scenario, engine, repeats)
+    return result_of(scenario, engine, repeats, seeds.base)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+
+import grpc
 
 from fewseg.v1 import segmentation_service_pb2 as segmentation_pb2
 from fewseg.v1 import task_service_pb2 as task_pb2
@@ -12,6 +15,7 @@ from fewseg.v1 import types_pb2
 from loadtests.arrivals import zipf_choices
 from loadtests.photographs import STANDARD_SIZE, Photograph, outline, photographs
 from loadtests.scenarios import Work
+from loadtests.servers import ServerError
 from loadtests.targets import ANNOTATE, SEGMENT, Connection
 
 #: The class of every task.
@@ -79,16 +83,31 @@ def support_of(photograph: Photograph, number: int, support_id: str = "") -> tas
     )
 
 
+@contextmanager
+def _told(method: str) -> Iterator[None]:
+    """Tells what a server made of a call in the words that this tool ends with."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        code, details = error.code().name, error.details()
+        raise ServerError(f"the server answers {method} with {code}: {details}") from error
+
+
 def register(
     connection: Connection, task_id: str, supports: Sequence[task_pb2.SupportInput]
 ) -> str:
-    """Registers a task and returns its name."""
+    """Registers a task and returns its name.
+
+    Raises:
+        ServerError: The server refuses it.
+    """
     request = task_pb2.RegisterTaskRequest(
         task_id=task_id, task=task_pb2.Task(classes=[CLASS_NAME]), supports=supports
     )
-    answer = connection.tasks.RegisterTask(
-        request, timeout=_REGISTER_SECONDS, metadata=connection.target.metadata
-    )
+    with _told("RegisterTask"):
+        answer = connection.tasks.RegisterTask(
+            request, timeout=_REGISTER_SECONDS, metadata=connection.target.metadata
+        )
     return str(answer.task.name)
 
 
@@ -99,6 +118,9 @@ def register_tasks(connection: Connection, work: Work, prefix: str = "") -> list
         connection: Where to.
         work: How many tasks and shots.
         prefix: Of the task ids; one of its own keeps two runs on one server apart.
+
+    Raises:
+        ServerError: The server refuses one; those before it are deleted again.
     """
     prefix = prefix or f"load-{uuid.uuid4().hex[:8]}"
     distinct = work.support_images or work.tasks * work.shots
@@ -110,18 +132,28 @@ def register_tasks(connection: Connection, work: Work, prefix: str = "") -> list
             support_of(images[number % distinct], number, f"s{shot}")
             for shot, number in enumerate(numbers)
         ]
-        names.append(register(connection, f"{prefix}-{task}", supports))
+        try:
+            names.append(register(connection, f"{prefix}-{task}", supports))
+        except ServerError:
+            with suppress(ServerError):
+                delete_tasks(connection, names)
+            raise
     return names
 
 
 def delete_tasks(connection: Connection, names: Sequence[str]) -> None:
-    """Deletes what ``register_tasks`` registered."""
+    """Deletes what ``register_tasks`` registered.
+
+    Raises:
+        ServerError: The server refuses to.
+    """
     for name in names:
-        connection.tasks.DeleteTask(
-            task_pb2.DeleteTaskRequest(name=name),
-            timeout=_REGISTER_SECONDS,
-            metadata=connection.target.metadata,
-        )
+        with _told("DeleteTask"):
+            connection.tasks.DeleteTask(
+                task_pb2.DeleteTaskRequest(name=name),
+                timeout=_REGISTER_SECONDS,
+                metadata=connection.target.metadata,
+            )
 
 
 def segment_request(
@@ -165,17 +197,20 @@ def click_requests(
     return annotate, segmentation_pb2.SegmentRequest(name=task, support_id=support_id)
 
 
-def jobs(work: Work, tasks: Sequence[str], count: int, seed: int = 0) -> list[Job]:
+def jobs(
+    work: Work, tasks: Sequence[str], count: int, seed: int = 0, choices: int = 0
+) -> list[Job]:
     """What ``count`` arrivals do, in order.
 
     Args:
         work: ``segment`` or ``clicks``.
         tasks: Names of the registered tasks.
         count: How many arrivals.
-        seed: Of images and draws; two seeds share no image.
+        seed: Of the images; two seeds share none.
+        choices: Seed by which tasks are chosen.
     """
     chosen = (
-        zipf_choices(len(tasks), work.zipf, count, seed).tolist()
+        zipf_choices(len(tasks), work.zipf, count, choices).tolist()
         if work.zipf
         else [number % len(tasks) for number in range(count)]
     )

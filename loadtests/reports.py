@@ -36,7 +36,7 @@ def write_report(results: Sequence[Result], path: Path) -> None:
     """
     first = results[0]
     swept = len(results) > 1
-    bend = knee(results) if swept else 0.0
+    bend = knee(results) if swept else None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True
     )
@@ -45,11 +45,12 @@ def write_report(results: Sequence[Result], path: Path) -> None:
         description=first.scenario.description,
         created=first.created,
         engine=first.engine,
+        seed=first.seed,
         machine=first.machine,
         deadline=f"{first.scenario.load.deadline_seconds:g}",
         problems=sorted({r.problem for result in results for r in result.repeats if r.problem}),
-        rates=plots.latency_by_rate(results, bend) if swept else "",
-        knee=bend,
+        rates=plots.latency_by_rate(results, bend.rate if bend.reached else 0.0) if bend else "",
+        knee=bend.words if bend else "",
         sections=[_section(result, swept) for result in results],
     )
     path.parent.mkdir(parents=True, exist_ok=True)

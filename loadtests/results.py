@@ -95,6 +95,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         engine: Of the server, or "remote".
         machine: What the generator ran on.
         repeats: The runs.
+        seed: That the command began with; the same one sends the same images. 0 in results from
+            before there was one.
     """
 
     schema: int
@@ -103,6 +105,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     machine: dict[str, str]
     repeats: list[Repeat]
+    seed: int = 0
 
     @property
     def valid(self) -> bool:
@@ -199,7 +202,7 @@ def _series(records: Records, good: Records, refused: Records, seconds: float) -
     return series
 
 
-def result_of(scenario: Scenario, engine: str, repeats: list[Repeat]) -> Result:
+def result_of(scenario: Scenario, engine: str, repeats: list[Repeat], seed: int = 0) -> Result:
     """Puts repeats together."""
     return Result(
         schema=_SCHEMA,
@@ -208,6 +211,7 @@ def result_of(scenario: Scenario, engine: str, repeats: list[Repeat]) -> Result:
         engine=engine,
         machine=machine(),
         repeats=repeats,
+        seed=seed,
     )
 
 
@@ -250,6 +254,23 @@ def read(path: Path) -> Result:
     """
     path = path / "result.json" if path.is_dir() else path
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Result)
-    except (OSError, msgspec.MsgspecError) as error:
+        result = msgspec.json.decode(path.read_bytes(), type=Result)
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
         raise ResultError(f"{path} is no result of this tool: {error}") from error
+    problem = _fault(result)
+    if problem:
+        raise ResultError(f"{path} cannot be used: {problem}")
+    return result
+
+
+def _fault(result: Result) -> str:
+    """What the types of a file do not say; empty if nothing is wrong."""
+    if result.schema != _SCHEMA:
+        return f"its schema is {result.schema}, this tool reads {_SCHEMA}"
+    if not result.repeats:
+        return "it has no repeats"
+    wanted = [f"p{percent:g}" for percent in PERCENTILES]
+    missing = [
+        name for name in wanted if any(name not in repeat.latency for repeat in result.repeats)
+    ]
+    return f"its latency lacks {', '.join(missing)}" if missing else ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -22,11 +23,14 @@ from loadtests.records import Records
 from loadtests.results import Repeat, Result, repeat_of, result_of
 from loadtests.sampling import ResourceSampler
 from loadtests.scenarios import Scenario
-from loadtests.servers import RunningServer, running_server
+from loadtests.seeds import Draw, Seeds
+from loadtests.servers import RunningServer, ServerError, running_server
 from loadtests.streams import Video, play
 from loadtests.targets import Connection, Target
 
 _CAPACITY_SECONDS = 4.0
+#: Of the images that a capacity would take: so that none comes twice.
+_SPARE = 1.5
 #: A batch sends as many frames as its images; each stream gets this long for one.
 _FRAME_SECONDS = 10.0
 
@@ -72,31 +76,43 @@ def registered(target: Target, scenario: Scenario) -> Iterator[tuple[Connection,
         try:
             yield connection, tasks
         finally:
-            delete_tasks(connection, tasks)
+            # A server that died under the load has been measured, too.
+            with suppress(ServerError):
+                delete_tasks(connection, tasks)
     finally:
         connection.close()
 
 
-def run(scenario: Scenario, subject: Subject, tell: Tell, *, seed: int = 0) -> Result:
+def run(
+    scenario: Scenario,
+    subject: Subject,
+    tell: Tell,
+    *,
+    seeds: Seeds | None = None,
+    distinct: bool = False,
+) -> Result:
     """Runs a scenario: tasks, capacity if it is asked for, warm-up, repeats.
 
     Args:
         scenario: Any kind but ``cold_start``.
         subject: The server.
         tell: Hears what goes on.
-        seed: Of the first repeat's images and arrivals; each further one takes the next. Two runs
-            on one server need seeds that lie apart, or it knows the images already.
+        seeds: Of images and arrivals, one draw a repeat; None for fresh ones. Runs on one server
+            need draws of their own, or it knows the images already.
+        distinct: Whether every arrival brings an image of its own, however many there are.
     """
+    seeds = seeds or Seeds()
     with registered(subject.target, scenario) as (_, tasks):
         if scenario.load.capacity_share is not None:
-            scenario = _with_rate(scenario, subject, tasks, tell)
-        measure = {"stream": _stream, "batch": _batch}.get(scenario.work.kind, _open_loop)
+            scenario = _with_rate(scenario, subject, tasks, tell, seeds)
+        open_loop = partial(_open_loop, distinct=distinct)
+        measure = {"stream": _stream, "batch": _batch}.get(scenario.work.kind, open_loop)
         repeats = []
-        for number in range(seed, seed + scenario.load.repeats):
-            repeat = measure(scenario, subject, tasks, number)
+        for _ in range(scenario.load.repeats):
+            repeat = measure(scenario, subject, tasks, seeds.draw())
             tell(summary(repeat))
             repeats.append(repeat)
-    return result_of(scenario, subject.engine, repeats)
+    return result_of(scenario, subject.engine, repeats, seeds.base)
 
 
 def summary(repeat: Repeat) -> str:
@@ -109,12 +125,19 @@ def summary(repeat: Repeat) -> str:
     return line if repeat.valid else f"{line}  INVALID: {repeat.problem}"
 
 
+def capacity_reached(scenario: Scenario, subject: Subject, tasks: list[str], seeds: Seeds) -> float:
+    """The capacity of a server that a second of the same load has warmed up."""
+    about = capacity(scenario, subject, tasks, 1.0, seeds.draw())
+    enough = _of_images(scenario, int(_SPARE * about * _CAPACITY_SECONDS))
+    return capacity(enough, subject, tasks, _CAPACITY_SECONDS, seeds.draw())
+
+
 def capacity(
-    scenario: Scenario, subject: Subject, tasks: list[str], seconds: float, *, seed: int = 77
+    scenario: Scenario, subject: Subject, tasks: list[str], seconds: float, draw: Draw
 ) -> float:
     """Requests per second with enough of them in flight to keep the server busy."""
     concurrency = 4 * (os.cpu_count() or 1)
-    sent = jobs(scenario.work, tasks, scenario.work.images, seed=seed)
+    sent = jobs(scenario.work, tasks, scenario.work.images, draw.images, draw.arrivals)
     records = asyncio.run(
         saturate(subject.target, sent, seconds, concurrency, scenario.load.deadline_seconds)
     )
@@ -123,20 +146,30 @@ def capacity(
     return float(np.count_nonzero(ended <= seconds)) / seconds
 
 
-def _with_rate(scenario: Scenario, subject: Subject, tasks: list[str], tell: Tell) -> Scenario:
-    capacity(scenario, subject, tasks, 1.0, seed=76)
-    reached = capacity(scenario, subject, tasks, _CAPACITY_SECONDS)
+def _of_images(scenario: Scenario, count: int) -> Scenario:
+    """The scenario with so many distinct images, at least."""
+    work = msgspec.structs.replace(scenario.work, images=max(scenario.work.images, count))
+    return msgspec.structs.replace(scenario, work=work)
+
+
+def _with_rate(
+    scenario: Scenario, subject: Subject, tasks: list[str], tell: Tell, seeds: Seeds
+) -> Scenario:
+    reached = capacity_reached(scenario, subject, tasks, seeds)
     share = scenario.load.capacity_share or 1.0
     tell(f"capacity {reached:.1f}/s, offering {share:g} times that")
     load = msgspec.structs.replace(scenario.load, rate=max(0.1, share * reached))
     return msgspec.structs.replace(scenario, load=load)
 
 
-def _open_loop(scenario: Scenario, subject: Subject, tasks: list[str], number: int) -> Repeat:
+def _open_loop(
+    scenario: Scenario, subject: Subject, tasks: list[str], draw: Draw, *, distinct: bool
+) -> Repeat:
     load = scenario.load
     rate = load.rate or 1.0
-    times = offsets(load.arrivals, rate, load.warm_up_seconds + load.seconds, seed=number)
-    sent = jobs(scenario.work, tasks, len(times), seed=number)
+    times = offsets(load.arrivals, rate, load.warm_up_seconds + load.seconds, draw.arrivals)
+    work = (_of_images(scenario, len(times)) if distinct else scenario).work
+    sent = jobs(work, tasks, len(times), draw.images, draw.arrivals)
     with ResourceSampler(subject.process) as sampler:
         records = offer(scenario, subject, sent, times)
     return repeat_of(records.since(load.warm_up_seconds), scenario, sampler.use)
@@ -156,17 +189,17 @@ def offer(
     )
 
 
-def _stream(scenario: Scenario, subject: Subject, tasks: list[str], number: int) -> Repeat:
+def _stream(scenario: Scenario, subject: Subject, tasks: list[str], draw: Draw) -> Repeat:
     load, work = scenario.load, scenario.work
     seconds = load.warm_up_seconds + load.seconds
-    frames = photographs(work.images, work.sizes, seed=number)
+    frames = photographs(work.images, work.sizes, draw.images)
     # Cameras do not start together.
     phase = 1.0 / (load.rate or 1.0) / work.streams
     videos = [
         Video(
             tasks[index % len(tasks)],
             frames[index :: work.streams] or frames,
-            offsets(Arrivals(load.arrivals), load.rate or 1.0, seconds, seed=number)
+            offsets(Arrivals(load.arrivals), load.rate or 1.0, seconds, draw.arrivals)
             + index * phase,
         )
         for index in range(work.streams)
@@ -176,9 +209,9 @@ def _stream(scenario: Scenario, subject: Subject, tasks: list[str], number: int)
     return repeat_of(records.since(load.warm_up_seconds), scenario, sampler.use)
 
 
-def _batch(scenario: Scenario, subject: Subject, tasks: list[str], number: int) -> Repeat:
+def _batch(scenario: Scenario, subject: Subject, tasks: list[str], draw: Draw) -> Repeat:
     work = scenario.work
-    images = photographs(work.images, work.sizes, seed=number)
+    images = photographs(work.images, work.sizes, draw.images)
     videos = [
         Video(
             tasks[index % len(tasks)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,7 +73,7 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     shots: Count = 1
     support_images: Annotated[int, msgspec.Meta(ge=0)] = 0
     images: Count = 400
-    sizes: tuple[tuple[int, int], ...] = (STANDARD_SIZE,)
+    sizes: Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(min_length=1)] = (STANDARD_SIZE,)
     zipf: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     streams: Count = 1
     window: Count = 8
@@ -122,13 +123,18 @@ def load(name_or_path: str) -> Scenario:
         raise ScenarioError(
             f"there is no scenario {name_or_path}; there are {', '.join(names())}"
         ) from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ScenarioError(f"{path}: {error}") from error
     _check(path, scenario)
     return msgspec.structs.replace(scenario, name=path.stem)
 
 
 def _check(path: Path, scenario: Scenario) -> None:
+    # TOML knows infinity, and no run would ever be made of it.
+    numbers = msgspec.structs.asdict(scenario.load) | {"zipf": scenario.work.zipf}
+    for name, value in numbers.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ScenarioError(f"{path}: {name} is {value:g}")
     timed = scenario.work.kind in ("segment", "clicks", "stream")
     rates = [scenario.load.rate, scenario.load.capacity_share]
     if timed and sum(rate is not None for rate in rates) != 1:

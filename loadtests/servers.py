@@ -26,7 +26,7 @@ _STOP_SECONDS = 20.0
 
 
 class ServerError(Exception):
-    """A server did not start; the message holds what it said."""
+    """A server did not start or refused what it must not; the message holds what it said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,18 +16,36 @@ class DocumentError(Exception):
     """The document has no place for the table."""
 
 
+def check(document: Path) -> None:
+    """Makes sure that there is a place for the table, before it is measured for minutes.
+
+    Raises:
+        DocumentError: The document cannot be read, or the marks are missing.
+    """
+    _parts(document)
+
+
 def update(document: Path, rows: Sequence[Row], provenance: str) -> None:
     """Replaces what stands between the marks of a Markdown file.
 
     Raises:
         DocumentError: The marks are missing.
     """
-    text = document.read_text()
+    before, after = _parts(document)
+    document.write_text(f"{before}{BEGIN}\n\n{provenance}\n\n{table(rows)}\n{END}{after}")
+
+
+def _parts(document: Path) -> tuple[str, str]:
+    """What stands before the table, and after it."""
+    try:
+        text = document.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(f"{document} cannot be read: {error}") from error
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DocumentError(f"{document} lacks the lines {BEGIN} and {END}")
-    document.write_text(f"{before}{BEGIN}\n\n{provenance}\n\n{table(rows)}\n{END}{after}")
+    return before, after
 
 
 def table(rows: Sequence[Row]) -> str:

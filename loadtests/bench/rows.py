@@ -31,6 +31,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+class RowError(Exception):
+    """Rows that were asked for cannot be measured; the message says why."""
+
+
 def unmeasured(name: str, what: str, target: str, reason: str) -> Row:
     """A row that could not be measured here."""
     return Row(name=name, what=what, target=target, floor="-", measured="-", met=None, note=reason)

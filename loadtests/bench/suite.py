@@ -13,11 +13,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.bench.document import update
+from loadtests.bench.document import check, update
 from loadtests.bench.gateway import annotating, gateway_overhead, registering, second_task, shots
 from loadtests.bench.load import overload, throughput
 from loadtests.bench.peers import TARGET, WHAT, peers
-from loadtests.bench.rows import Row, unmeasured
+from loadtests.bench.rows import Row, RowError, unmeasured
 from loadtests.bench.stand import Stand, family_name, open_stand
 from loadtests.bench.state import memory, start
 from loadtests.results import machine
@@ -60,6 +60,8 @@ _WITH_SERVER: dict[str, Callable[[Stand], Row]] = {
     "peers": peers,
 }
 _ON_THEIR_OWN: dict[str, Callable[[str], Row]] = {"memory": memory, "start": start}
+#: What a row and its target are called where nothing is measured, if more than its name is known.
+_PROMISES = {"peers": (WHAT, TARGET)}
 _ORDER = (
     "overhead",
     "throughput",
@@ -88,28 +90,32 @@ def run_suite(
         engine: Of the servers that are started.
         output: Folder for ``bench.json``.
         document: Markdown file whose table is replaced; None for none.
-        only: Names of rows; empty for all.
+        only: Names of rows; empty for all. Not together with a document.
         console: Prints.
 
     Raises:
+        RowError: There is no such row, or the document would lose rows.
+        DocumentError: The document has no place for the table.
         ServerError: A server does not start.
     """
+    chosen = chosen_rows(only, document)
+    if document is not None:
+        check(document)
     began = time.monotonic()
     busy = _busy_cores()
     if busy > _QUIET:
         console.print(
             f"Other processes keep {busy:.1f} cores busy: figures will be worse than they are."
         )
-    chosen = [name for name in _ORDER if not only or name in only]
     rows: dict[str, Row] = {}
     with_server = [name for name in chosen if name in _WITH_SERVER]
     if with_server:
         with open_stand(engine) as stand:
             for name in with_server:
-                rows[name] = _measured(console, partial(_WITH_SERVER[name], stand))
+                rows[name] = _measured(console, name, partial(_WITH_SERVER[name], stand))
     for name in chosen:
         if name in _ON_THEIR_OWN:
-            rows[name] = _measured(console, partial(_ON_THEIR_OWN[name], engine))
+            rows[name] = _measured(console, name, partial(_ON_THEIR_OWN[name], engine))
     suite = Suite(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         family=family_name(),
@@ -126,12 +132,32 @@ def run_suite(
     return suite
 
 
-def _measured(console: Console, measure: Callable[[], Row]) -> Row:
+def chosen_rows(only: Sequence[str], document: Path | None) -> list[str]:
+    """Names of the rows to measure, in their order.
+
+    Args:
+        only: Those that were asked for; empty for all.
+        document: Whose table will be replaced; None for none.
+
+    Raises:
+        RowError: There is no such row, or the document would lose rows.
+    """
+    unknown = [name for name in only if name not in _ORDER]
+    if unknown:
+        raise RowError(f"there is no row {', '.join(unknown)}; there are {', '.join(_ORDER)}")
+    chosen = [name for name in _ORDER if not only or name in only]
+    if document is not None and len(chosen) < len(_ORDER):
+        raise RowError(f"the table of {document} would lose the rows that are not measured")
+    return chosen
+
+
+def _measured(console: Console, name: str, measure: Callable[[], Row]) -> Row:
     began = time.monotonic()
     try:
         row = measure()
     except ServerError as error:
-        row = unmeasured("peers", WHAT, TARGET, str(error)[-300:])
+        what, target = _PROMISES.get(name, (name, "-"))
+        row = unmeasured(name, what, target, str(error)[-300:])
     console.print(f"{row.what}: {row.measured}  [{time.monotonic() - began:.0f} s]", markup=False)
     return row
 

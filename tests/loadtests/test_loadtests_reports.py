@@ -12,17 +12,15 @@ from loadtests.cli import app
 from loadtests.reports import write_report
 from loadtests.results import Result, repeat_of, result_of
 from loadtests.sampling import ResourceUse
-from loadtests.sweeps import knee
+from loadtests.sweeps import Knee, knee
 
 
-def _at(rate: float, p99: float, answered: float = 1.0) -> Result:
+def _at(rate: float, p99: float, answered: float = 1.0, lag: float = 0.0) -> Result:
     chosen = scenario(rate=rate)
     count = int(rate * 10)
     codes = np.where(np.arange(count) < answered * count, OK, EXHAUSTED).tolist()
-    latency = np.full(count, p99)
-    return result_of(
-        chosen, "embedded", [repeat_of(records(latency, codes=codes), chosen, ResourceUse())]
-    )
+    rows = records(np.full(count, p99), codes=codes, lag=lag)
+    return result_of(chosen, "embedded", [repeat_of(rows, chosen, ResourceUse())])
 
 
 def _svgs(page: str) -> list[ElementTree.Element]:
@@ -62,15 +60,34 @@ def test_a_sweep_is_plotted_against_its_rates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("points", "expected"),
     [
-        ([(10, 0.02, 1.0), (20, 0.03, 1.0), (30, 0.2, 1.0)], 20.0),
-        ([(10, 0.02, 1.0), (20, 0.03, 0.9)], 10.0),
-        ([(10, 0.02, 0.5)], 0.0),
+        ([(10, 0.02, 1.0), (20, 0.03, 1.0), (30, 0.2, 1.0)], Knee(20.0, reached=True)),
+        ([(10, 0.02, 1.0), (20, 0.03, 0.9)], Knee(10.0, reached=True)),
+        ([(10, 0.02, 0.5)], Knee(0.0, reached=True)),
+        ([(1, 0.02, 1.0), (2, 0.03, 1.0)], Knee(2.0, reached=False)),
     ],
 )
 def test_the_knee_is_the_last_rate_that_is_kept_up_with(
-    points: list[tuple[float, float, float]], expected: float
+    points: list[tuple[float, float, float]], expected: Knee
 ) -> None:
     assert knee([_at(*point) for point in points]) == expected
+
+
+def test_a_knee_that_was_not_reached_is_not_named(tmp_path: Path) -> None:
+    easy = [_at(1, 0.02), _at(2, 0.02)]
+
+    write_report(easy, tmp_path / "report.html")
+
+    assert knee(easy).words == "No knee was reached up to 2.0 requests a second"
+    assert knee(easy).words in (tmp_path / "report.html").read_text()
+
+
+def test_rates_at_which_the_generator_fell_behind_say_nothing_of_the_knee() -> None:
+    easy, behind = _at(10, 0.02), _at(20, 0.9, lag=0.5)
+
+    assert not behind.valid
+    assert knee([easy, behind]) == Knee(10.0, reached=False)
+    assert knee([behind]) == Knee(0.0, reached=False)
+    assert "fell behind at every rate" in knee([behind]).words
 
 
 def test_every_scenario_of_the_folder_can_be_read() -> None:
@@ -84,6 +101,29 @@ def test_a_misspelt_key_of_a_scenario_is_named(tmp_path: Path) -> None:
     path.write_text('title = "t"\ndescription = "d"\n[load]\nrates = 3.0\n')
 
     with pytest.raises(scenarios.ScenarioError, match="rates"):
+        scenarios.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b'title = "\xff"', "utf-8"),
+        (b'title = "t"\ndescription = "d"\n[load]\nrate = inf\n', "rate is inf"),
+        (
+            b'title = "t"\ndescription = "d"\n[load]\nrate = 1.0\n[work]\nsizes = [[0, 9]]\n',
+            "work.sizes",
+        ),
+        (
+            b'title = "t"\ndescription = "d"\n[load]\nrate = 1.0\n[work]\nsizes = []\n',
+            "work.sizes",
+        ),
+    ],
+)
+def test_what_is_no_scenario_is_said_to_be_none(tmp_path: Path, content: bytes, named: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+
+    with pytest.raises(scenarios.ScenarioError, match=named):
         scenarios.load(str(path))
 
 

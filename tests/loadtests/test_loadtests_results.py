@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from load_samples import EXHAUSTED, LATE, UNAVAILABLE, records, result, scenario
@@ -87,6 +88,46 @@ def test_what_is_no_result_is_said_to_be_none(tmp_path: Path) -> None:
 
     with pytest.raises(results.ResultError, match="no result"):
         results.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"schema": 2}, "its schema is 2, this tool reads 1"),
+        ({"repeats": []}, "it has no repeats"),
+    ],
+)
+def test_a_result_that_cannot_be_used_is_refused(
+    tmp_path: Path, changes: dict[str, object], problem: str
+) -> None:
+    results.write(msgspec.structs.replace(result(), **changes), tmp_path)
+
+    with pytest.raises(results.ResultError, match=problem):
+        results.read(tmp_path)
+
+
+def test_a_result_without_a_percentile_is_refused(tmp_path: Path) -> None:
+    lacking = result()
+    del lacking.repeats[1].latency["p50"]
+    results.write(lacking, tmp_path)
+
+    with pytest.raises(results.ResultError, match="lacks p50"):
+        results.read(tmp_path)
+
+
+def test_a_result_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_bytes(b'{"engine": "\xff"}')
+
+    with pytest.raises(results.ResultError, match="no result"):
+        results.read(tmp_path)
+
+
+def test_a_result_from_before_seeds_is_read(tmp_path: Path) -> None:
+    old = msgspec.to_builtins(result())
+    del old["seed"]
+    (tmp_path / "result.json").write_bytes(msgspec.json.encode(old))
+
+    assert results.read(tmp_path).seed == 0
 
 
 def test_samples_of_the_server_are_cut_to_the_measured_part() -> None:
