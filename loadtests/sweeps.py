@@ -39,7 +39,7 @@ class Knee:
         """A sentence without its stop."""
         if not self.reached:
             if not self.rate:
-                return "No knee to be seen: the generator fell behind at every rate"
+                return "No knee to be seen: at no rate was anything measured validly"
             return f"No knee was reached up to {self.rate:.1f} requests a second"
         if not self.rate:
             return "The server kept up with none of the rates"
@@ -84,7 +84,8 @@ def knee(results: Sequence[Result]) -> Knee:
 
     The server keeps up with a rate if, in the median repeat, at least 98 % of the requests are
     answered well and the 99th percentile is at most five times that of the lowest rate. Rates at
-    which the generator fell behind say nothing about the server, and are left out.
+    which the generator fell behind, or no request was due, say nothing about the server, and are
+    left out.
 
     Args:
         results: Of a sweep.
@@ -92,6 +93,7 @@ def knee(results: Sequence[Result]) -> Knee:
     points = sorted(
         (_median(r, "offered_rate"), _median(r, "good_rate"), _p99(r)) for r in results if r.valid
     )
+    points = [point for point in points if point[0] > 0]
     best = 0.0
     for offered, good, p99 in points:
         if good < _ANSWERED * offered or p99 > _GROWTH * points[0][2]:

@@ -87,7 +87,15 @@ def test_rates_at_which_the_generator_fell_behind_say_nothing_of_the_knee() -> N
     assert not behind.valid
     assert knee([easy, behind]) == Knee(10.0, reached=False)
     assert knee([behind]) == Knee(0.0, reached=False)
-    assert "fell behind at every rate" in knee([behind]).words
+    assert "at no rate" in knee([behind]).words
+
+
+def test_a_rate_at_which_no_request_was_due_says_nothing_of_the_knee() -> None:
+    idle = _at(0.01, 0.0)
+
+    assert idle.repeats[0].offered_rate == 0
+    assert knee([idle, _at(10, 0.02), _at(20, 0.03, 0.5)]) == Knee(10.0, reached=True)
+    assert knee([idle]) == Knee(0.0, reached=False)
 
 
 def test_every_scenario_of_the_folder_can_be_read() -> None:
