@@ -191,7 +191,7 @@ def read_pack(
     *,
     once: bool = False,
     absent: bool = False,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Reads sets of a pack and returns {set: {reading: mean over classes in per cent}}.
 
     Args:
@@ -201,9 +201,9 @@ def read_pack(
         size: Side of the network's input.
         once: Whether queries are read once, as training reads them.
         absent: Whether to read the pictures that do not show the class instead: the share that gets
-            more than `MUCH` of its pixels labelled.
+            more than `MUCH` of its pixels labelled; None where all pictures show it.
     """
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float | None]] = {}
     for origin, wanted in classes.items():
         entries = [
             entry
@@ -215,7 +215,13 @@ def read_pack(
         held = PackedSet(model, pack, entries, size, once=once)
         read = held.false_finds if absent else held.read_class
         results[origin] = {
-            str(reading): round(float(np.nanmean([read(name, reading) for name in held.index])), 2)
+            str(reading): _mean([read(name, reading) for name in held.index])
             for reading in (READINGS[:2] if absent else READINGS)
         }
     return results
+
+
+def _mean(values: list[float]) -> float | None:
+    """The mean of those that are numbers; None if none is."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return round(float(np.mean(numbers)), 2) if numbers else None
