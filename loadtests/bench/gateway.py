@@ -25,7 +25,7 @@ from loadtests.records import STAGES, engine_seconds, seconds_of
 from loadtests.targets import ANNOTATE
 
 _REPEATS = 3
-_PAIRS = 60
+_PAIRS = 50
 _WARM_UP = 15
 #: Every so many pairs, an echo that lets its client wait as long as the engine does.
 _LATE_EVERY = 3
