@@ -56,12 +56,12 @@ def zipf_choices(items: int, exponent: float, count: int, seed: int = 0) -> NDAr
         items: How many there are.
         exponent: 0 draws evenly.
         count: How many are drawn.
-        seed: Of the draws.
+        seed: Of the draws; those of ``offsets`` with the same seed are others.
 
     Returns:
         int64 [count] of 0 to ``items - 1``; popular items are not neighbours in number.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng((seed, 1))
     weights = np.arange(1, items + 1, dtype=np.float64) ** -exponent
     ranks = random.choice(items, size=count, p=weights / weights.sum())
     number_of_rank = random.permutation(items)

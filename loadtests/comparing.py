@@ -129,14 +129,18 @@ def judge(
 
 def _lost(before: Result, after: Result) -> Comparison:
     """Lost answers of all repeats together: none is usual, and a single one more counts."""
-    old, new = _share_lost(before), _share_lost(after)
-    verdict = Verdict.SAME if old == new else Verdict.WORSE if new > old else Verdict.BETTER
+    (lost, asked), (lost_now, asked_now) = _lost_of(before), _lost_of(after)
+    # So many would be lost as before, of as many requests as after.
+    more = lost_now - lost * asked_now / asked
+    verdict = Verdict.SAME if abs(more) < 1 else Verdict.WORSE if more > 0 else Verdict.BETTER
+    old, new = 100.0 * lost / asked, 100.0 * lost_now / asked_now
     return Comparison("lost answers", "%", old, new, _growth(old, new), 0.0, verdict)
 
 
-def _share_lost(result: Result) -> float:
+def _lost_of(result: Result) -> tuple[int, int]:
+    """How many answers were lost, of how many requests."""
     asked = sum(sum(repeat.codes.values()) for repeat in result.repeats)
-    return 100.0 * sum(repeat.lost for repeat in result.repeats) / max(1, asked)
+    return sum(repeat.lost for repeat in result.repeats), max(1, asked)
 
 
 def exit_status(compared: Sequence[Comparison]) -> int:

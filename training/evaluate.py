@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from export.methods.compact import CompactGuide, CompactModel, normalise_views
 from training.annotations import inferred_background
+from training.folds import same_things
 from training.pack import Entry, Pack
 
 
@@ -145,10 +146,12 @@ class PackedSet:
         """Returns the share of pictures without a class in which much is taken for it, in per cent.
 
         The supports are the first `shots` of the class; of the other pictures of the set at most
-        `MOST_ABSENT` are read, evenly spread. The result is nan if all pictures show the class.
+        `MOST_ABSENT` are read, evenly spread. The result is nan if all pictures show the class, or
+        the same things under another name.
         """
         entries = self.index[category][: reading.shots]
-        showing = {entry.image for entry in self.index[category]}
+        alike = same_things({category}) & set(self.index)
+        showing = {entry.image for kind in alike for entry in self.index[kind]}
         others = [number for number in self.maps if number not in showing]
         others = others[:: -(-len(others) // MOST_ABSENT)] if others else []
         if not others:

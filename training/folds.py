@@ -61,8 +61,13 @@ def coco_fold(kind: str) -> int:
     return 2
 
 
+def same_things(kinds: Iterable[str]) -> frozenset[str]:
+    """The classes, and all that show the same things under another name."""
+    named = frozenset(kinds)
+    alike = [frozenset({name, *others}) for name, others in SAME_THINGS.items()]
+    return named.union(*(group for group in alike if group & named))
+
+
 def never_drawn(entries: Iterable[Entry], fold: int) -> frozenset[str]:
     """All classes that the held-out run of a fold never draws: what is tested, by any name."""
-    tested = frozenset[str]().union(*left_out(entries, fold).values())
-    alike = [frozenset({name, *others}) for name, others in SAME_THINGS.items()]
-    return tested.union(*(kinds for kinds in alike if kinds & tested))
+    return same_things(frozenset[str]().union(*left_out(entries, fold).values()))

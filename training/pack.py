@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from fewseg.evaluation import class_pixels
+
 SIDE = 256
 """Height and width that every picture and mask is decoded to."""
 
@@ -124,7 +126,8 @@ def _stored_mask(path: Path) -> bytes:
     from skimage.measure import label
 
     with Image.open(path) as picture:
-        mask = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        shown = Image.fromarray(255 * class_pixels(picture).astype(np.uint8))
+    mask = shown.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     parts = label(np.asarray(mask) > 127, connectivity=1)
     return _png(np.where(parts > MOST_PARTS, 1 + parts % MOST_PARTS, parts).astype(np.uint8))
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 SAVE_SECONDS = 60
 
-_BAR = "{l_bar}{bar}| {elapsed}<{remaining}, {postfix}"
+_BAR = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
 
 _COUNT = "updates"
 
@@ -113,7 +113,8 @@ class Run:
         """Yields progress, and whether it is time to write a checkpoint, until the stage ends."""
         saved = time.monotonic()
         # In per cent of the budget, which may be one of time.
-        bar = tqdm(total=100, unit="%", mininterval=10, bar_format=_BAR)
+        began = 100 * self.budget.progress(self.step, self.seconds)
+        bar = tqdm(total=100, initial=began, mininterval=10, bar_format=_BAR)
         while (progress := self.budget.progress(self.step, self.seconds)) < 1.0:
             bar.update(100 * progress - bar.n)
             bar.set_postfix_str(f"step {self.step}", refresh=False)

@@ -2,7 +2,13 @@
 
 from fewseg.evaluation.marks import AnnotationRule, annotation_rule
 from fewseg.evaluation.protocols import Episode, every_query_once, random_episodes, read_model
-from fewseg.evaluation.sources import AnnotatedFolder, CocoFolder, Source, VocFolder
+from fewseg.evaluation.sources import (
+    AnnotatedFolder,
+    CocoFolder,
+    Source,
+    VocFolder,
+    class_pixels,
+)
 from fewseg.evaluation.tally import Scores, Tally
 
 __all__ = [
@@ -15,6 +21,7 @@ __all__ = [
     "Tally",
     "VocFolder",
     "annotation_rule",
+    "class_pixels",
     "every_query_once",
     "random_episodes",
     "read_model",

@@ -64,10 +64,10 @@ class AnnotatedFolder:
     def labels(self, class_name: str, name: str) -> NDArray[np.uint8]:
         """See ``Source``; a mask is white where the class is, or holds only 0 and 1."""
         with Image.open(self.folder / "masks" / class_name / f"{name}.png") as mask:
-            return _class_pixels(mask).astype(np.uint8)
+            return class_pixels(mask).astype(np.uint8)
 
 
-def _class_pixels(mask: Image.Image) -> NDArray[np.bool_]:
+def class_pixels(mask: Image.Image) -> NDArray[np.bool_]:
     """Where a mask is white; where it is 1 if nothing is white and it holds only 0 and 1 [H, W]."""
     grey = mask.convert("L")
     white: NDArray[np.bool_] = np.asarray(grey) > 127

@@ -104,6 +104,15 @@ def test_a_single_answer_more_that_is_lost_is_worse() -> None:
     assert exit_status(compared) == 1
     assert exit_status(compare(lossy, lossy)) == 0
     assert _named(compare(lossy, whole), "lost answers").verdict is Verdict.BETTER
+    # The same one answer, of a few requests less.
+    fewer = msgspec.structs.replace(
+        lossy,
+        repeats=[
+            msgspec.structs.replace(one, codes={name: n - 1 for name, n in one.codes.items()})
+            for one in lossy.repeats
+        ],
+    )
+    assert _named(compare(lossy, fewer), "lost answers").verdict is Verdict.SAME
 
 
 def test_repeats_that_answered_nothing_count_as_no_latency() -> None:

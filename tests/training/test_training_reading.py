@@ -204,6 +204,9 @@ def test_finds_are_counted_in_the_pictures_that_do_not_show_the_class(model, onc
     assert held.false_finds("red", Reading(1)) == 50.0
     alone = PackedSet(model, Pack(images, shown, (), entries[:2]), entries[:2], 320, once=once)
     assert math.isnan(alone.false_finds("red", Reading(1))), "every picture shows the class"
+    cars = [Entry("set", n, name, n) for n, name in enumerate(("car-shadow", "drift-straight"))]
+    held = PackedSet(model, Pack(images, shown, (), tuple(cars)), cars, 320, once=once)
+    assert math.isnan(held.false_finds("car-shadow", Reading(1))), "a car is a car"
 
 
 def test_sets_of_ones_own_are_drawn_and_read():
