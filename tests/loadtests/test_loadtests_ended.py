@@ -55,6 +55,7 @@ def _measurement(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"TMPDIR": str(folder)},
+        preexec_fn=_hear_the_terminal,
     )
     running = [psutil.Process(process.pid)]
     try:
@@ -65,6 +66,11 @@ def _measurement(
             with suppress(psutil.NoSuchProcess):
                 one.kill()
         process.wait()
+
+
+def _hear_the_terminal() -> None:
+    # The tests themselves may run under nohup, and what is ignored is inherited.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _server_of(process: psutil.Process) -> psutil.Process:
