@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from loadtests.results import Result, ResultError
+from loadtests.results import Result, ResultError, problems
 
 #: How often something was measured and by what: that changes the spread, not what is measured.
 _FREE = frozenset({"repeats", "processes", "lag_limit_seconds"})
@@ -37,8 +37,7 @@ def check_comparable(before: Result, after: Result) -> None:
     for result in (before, after):
         if not result.valid:
             raise ResultError(
-                f"the run of {result.created} is invalid: "
-                + "; ".join(sorted({repeat.problem for repeat in result.repeats if repeat.problem}))
+                f"the run of {result.created} is invalid: " + "; ".join(problems(result.repeats))
             )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from loadtests import plots
-from loadtests.results import Repeat, Result
+from loadtests.results import Repeat, Result, problems
 from loadtests.sweeps import knee
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -48,7 +48,7 @@ def write_report(results: Sequence[Result], path: Path) -> None:
         seed=first.seed,
         machine=first.machine,
         deadline=f"{first.scenario.load.deadline_seconds:g}",
-        problems=sorted({r.problem for result in results for r in result.repeats if r.problem}),
+        problems=problems(repeat for result in results for repeat in result.repeats),
         rates=plots.latency_by_rate(results, bend.rate if bend.reached else 0.0) if bend else "",
         knee=bend.words if bend else "",
         sections=[_section(result, swept) for result in results],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,11 @@ def _series(records: Records, good: Records, refused: Records, seconds: float) -
             )
         )
     return series
+
+
+def problems(repeats: Iterable[Repeat]) -> list[str]:
+    """What makes repeats invalid, each thing once."""
+    return sorted({repeat.problem for repeat in repeats if repeat.problem})
 
 
 def result_of(scenario: Scenario, engine: str, repeats: list[Repeat], seed: int = 0) -> Result:

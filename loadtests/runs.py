@@ -29,8 +29,8 @@ from loadtests.streams import Video, play
 from loadtests.targets import Connection, Target
 
 _CAPACITY_SECONDS = 4.0
-#: Of the images that a capacity would take: so that none comes twice.
-_SPARE = 1.5
+#: Of the images that a saturated turn at the rate before it would take: so that none comes twice.
+SPARE = 1.5
 #: A batch sends as many frames as its images; each stream gets this long for one.
 _FRAME_SECONDS = 10.0
 
@@ -128,7 +128,7 @@ def summary(repeat: Repeat) -> str:
 def capacity_reached(scenario: Scenario, subject: Subject, tasks: list[str], seeds: Seeds) -> float:
     """The capacity of a server that a second of the same load has warmed up."""
     about = capacity(scenario, subject, tasks, 1.0, seeds.draw())
-    enough = _of_images(scenario, int(_SPARE * about * _CAPACITY_SECONDS))
+    enough = _of_images(scenario, int(SPARE * about * _CAPACITY_SECONDS))
     return capacity(enough, subject, tasks, _CAPACITY_SECONDS, seeds.draw())
 
 

@@ -126,10 +126,10 @@ class PackedSet:
         prototypes, weights = self.guide(semantic, fine, planes)
         # A query is never among its own supports.
         steps = range(1, min(reading.shots, len(entries) - 1) + 1)
-        turned = [prototypes.roll(-step, 0) for step in steps]
-        shares = [weights.roll(-step, 0).unsqueeze(2) for step in steps]
-        total = torch.stack(shares).sum(0).clamp(min=1e-6)
-        merged = torch.stack([a * b for a, b in zip(turned, shares, strict=True)]).sum(0) / total
+        turned, shares = (
+            torch.stack([kind.roll(-step, 0) for step in steps]) for kind in (prototypes, weights)
+        )
+        merged = _merged(turned, shares)
         margins = self._margins(semantic, fine, merged)
         truth = self.pack.masks[[entry.mask for entry in entries]] > 0
         found = (
@@ -159,9 +159,8 @@ class PackedSet:
         semantic, fine = self._stacked(entry.image for entry in entries)
         planes = torch.stack([self.planes(entry, reading) for entry in entries])
         prototypes, weights = self.guide(semantic, fine, planes)
-        shares = weights.unsqueeze(2)
-        merged = (prototypes * shares).sum(0, keepdim=True) / shares.sum(0).clamp(min=1e-6)
-        margins = self._margins(*self._stacked(others), merged.expand(len(others), -1, -1))
+        merged = _merged(prototypes, weights).expand(len(others), -1, -1)
+        margins = self._margins(*self._stacked(others), merged)
         labelled = (margins > 0).float().flatten(1).mean(1)
         return 100 * float((labelled > MUCH).float().mean())
 
@@ -175,6 +174,12 @@ class PackedSet:
         if self.once:
             return decode.margins(semantic, fine, merged)[1]
         return decode.answer(semantic, fine, merged)
+
+
+def _merged(prototypes: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over shots, the first dimension: [shots, ..., 192] and [shots, ...]."""
+    shares = weights.unsqueeze(-1)
+    return (prototypes * shares).sum(0) / shares.sum(0).clamp(min=1e-6)
 
 
 def annotated_sets(entries: Iterable[Entry]) -> list[str]:

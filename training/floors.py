@@ -107,21 +107,14 @@ def read_floors(
     answers: dict[str, Answer] = {"mean mask": mean_mask(source), "everything": everything}
     if teacher is not None:
         answers["teacher"] = teacher_prototypes(source, Teacher(teacher, torch.float32))
-    read = {
-        (name, count): read_floor(source, count, answer)
-        for name, answer in answers.items()
-        for count in shots
-    }
     return {
-        name: {
-            f"{count}-shot": [
-                round(read[name, count].mean_iou, 1),
-                round(read[name, count].fb_iou, 1),
-            ]
-            for count in shots
-        }
-        for name in answers
+        name: {f"{count}-shot": _percent(read_floor(source, count, answer)) for count in shots}
+        for name, answer in answers.items()
     }
+
+
+def _percent(scores: Scores) -> list[float]:
+    return [round(scores.mean_iou, 1), round(scores.fb_iou, 1)]
 
 
 def _mask(source: Source, class_name: str, name: str, side: int) -> Tensor:

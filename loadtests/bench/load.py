@@ -19,8 +19,8 @@ from loadtests.generator import saturate
 from loadtests.photographs import photographs
 from loadtests.plans import jobs
 from loadtests.records import Records
-from loadtests.results import Repeat
-from loadtests.runs import Subject, capacity, run
+from loadtests.results import Repeat, problems
+from loadtests.runs import SPARE, Subject, capacity, run
 from loadtests.sampling import ResourceSampler
 from loadtests.scenarios import Work
 from loadtests.seeds import Seeds
@@ -32,8 +32,6 @@ _TURNS = 6
 _SECONDS = 4.0
 #: Images of a turn before the rate is known.
 _IMAGES = 250
-#: Of the images that a turn at the last one's rate would take: so that none comes twice.
-_SPARE = 1.5
 _DEADLINE = 10.0
 _OVERLOADS = 2
 _OVERLOAD_SECONDS = 8.0
@@ -55,7 +53,7 @@ def throughput(stand: Stand) -> Row:
     task = stand.task("bench-throughput", 1, _SEED)
     warm_up = _Saturated()
     _saturated(stand, task, 500, _IMAGES, warm_up)
-    images = int(_SPARE * _SECONDS * warm_up.rates[0])
+    images = int(SPARE * _SECONDS * warm_up.rates[0])
     echo, line_cpu = _echo_cpu(), _LineCpu()
     found = _Saturated()
     lines = [line_cpu()]
@@ -187,12 +185,8 @@ def overload(stand: Stand) -> Row:
             "late (count)": float(late),
             "lag p99": max(repeat.lag_p99 for repeat in repeats) * 1e3,
         },
-        note=_problems(repeats),
+        note="; ".join(problems(repeats)),
     )
-
-
-def _problems(repeats: list[Repeat]) -> str:
-    return "; ".join(sorted({repeat.problem for repeat in repeats if repeat.problem}))
 
 
 def _peak(subject: Subject, reached: float, seeds: Seeds) -> float:
@@ -211,7 +205,5 @@ def _offered(subject: Subject, rate: float, seeds: Seeds, seconds: float = 4.0) 
         seconds=seconds,
         warm_up_seconds=1.0,
     )
-    images = int(_SPARE * rate * (load.seconds + load.warm_up_seconds)) + 1
-    work = msgspec.structs.replace(scenario.work, images=images)
-    scenario = msgspec.structs.replace(scenario, load=load, work=work)
-    return run(scenario, subject, lambda _: None, seeds=seeds).repeats[0]
+    scenario = msgspec.structs.replace(scenario, load=load)
+    return run(scenario, subject, lambda _: None, seeds=seeds, distinct=True).repeats[0]

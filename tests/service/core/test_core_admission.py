@@ -32,6 +32,17 @@ class Holder:
             self.inside.set()
             await self.leave.wait()
 
+    async def let_go(self) -> None:
+        self.leave.set()
+        await self.task
+
+
+async def entered(door: Admission) -> Holder:
+    """Somebody who has a slot already."""
+    holder = Holder(door)
+    await holder.inside.wait()
+    return holder
+
 
 async def settle() -> None:
     for _ in range(5):
@@ -47,8 +58,7 @@ async def test_first_come_first_served() -> None:
         await settle()
     for position, holder in enumerate(holders):
         assert [h.inside.is_set() for h in holders] == [p <= position for p in range(4)]
-        holder.leave.set()
-        await holder.task
+        await holder.let_go()
         await settle()
     assert door.in_flight == 0
     assert holders[3].call.clock.seconds[Stage.QUEUE] > 0
@@ -65,8 +75,7 @@ async def test_a_full_house_refuses_at_once_with_a_time_to_come_back() -> None:
     assert time.monotonic() - started < 1.0
     assert (refusal.value.reason, refusal.value.retry_after > 0) == ("OVERLOADED", True)
     for holder in (running, waiting):
-        holder.leave.set()
-        await holder.task
+        await holder.let_go()
     assert door.in_flight == 0
 
 
@@ -76,35 +85,30 @@ async def test_streams_wait_where_others_are_refused() -> None:
     await settle()
     assert not holders[2].task.done()
     for holder in holders:
-        holder.leave.set()
-        await holder.task
+        await holder.let_go()
     assert holders[2].inside.is_set()
 
 
 async def test_an_expired_wait_frees_its_place() -> None:
     door = admission(in_flight=10)
-    running = Holder(door)
-    await running.inside.wait()
+    running = await entered(door)
     patient = Call(deadline=time.monotonic() + 0.05)
     with pytest.raises(DeadlineExceededError):
         async with door.slot(patient, patient=True):
             pytest.fail("admitted")
     assert door.in_flight == 1
-    running.leave.set()
-    await running.task
+    await running.let_go()
     async with door.slot(Call()):
         assert door.in_flight == 1
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused_at_the_door() -> None:
     door = admission(in_flight=10)
-    running = Holder(door)
-    await running.inside.wait()
+    running = await entered(door)
     with pytest.raises(ResourceExhaustedError):
         async with door.slot(Call(deadline=time.monotonic() + 1e-4)):
             pytest.fail("admitted")
-    running.leave.set()
-    await running.task
+    await running.let_go()
 
 
 async def test_a_cancelled_waiter_passes_the_slot_on() -> None:
@@ -122,20 +126,17 @@ async def test_a_cancelled_waiter_passes_the_slot_on() -> None:
 
 async def test_queue_seconds_bound_the_wait() -> None:
     door = admission(in_flight=10, queue_seconds=0.06)
-    running = Holder(door)
-    await running.inside.wait()
+    running = await entered(door)
     with pytest.raises(ResourceExhaustedError) as refusal:
         async with door.slot(Call()):
             pytest.fail("admitted")
     assert refusal.value.reason == "OVERLOADED"
-    running.leave.set()
-    await running.task
+    await running.let_go()
 
 
 async def test_drain_waits_for_those_inside_and_admits_nobody() -> None:
     door = admission()
-    inside = Holder(door)
-    await inside.inside.wait()
+    inside = await entered(door)
     assert await door.drain(0.02) is False
     with pytest.raises(UnavailableError):
         async with door.slot(Call()):
@@ -149,8 +150,7 @@ async def test_drain_waits_for_those_inside_and_admits_nobody() -> None:
 
 async def test_streams_and_calls_take_turns() -> None:
     door = admission(in_flight=10)
-    running = Holder(door)
-    await running.inside.wait()
+    running = await entered(door)
     frames = [Holder(door, patient=True) for _ in range(4)]
     await settle()
     calls = [Holder(door) for _ in range(2)]
@@ -167,8 +167,7 @@ async def test_streams_and_calls_take_turns() -> None:
 
 async def test_waiting_frames_do_not_fill_the_house() -> None:
     door = admission(in_flight=2)
-    running = Holder(door)
-    await running.inside.wait()
+    running = await entered(door)
     frames = [Holder(door, patient=True) for _ in range(50)]
     await settle()
     call = Holder(door)
@@ -187,8 +186,7 @@ async def test_who_asks_first_hears_what_the_door_would_say() -> None:
     with pytest.raises(ResourceExhaustedError):
         door.check(Call())
     for holder in (running, waiting):
-        holder.leave.set()
-        await holder.task
+        await holder.let_go()
     door.check(Call())
     assert door.in_flight == 0
     await door.drain(0.0)
@@ -207,56 +205,44 @@ async def test_who_asks_first_hears_what_the_door_would_say() -> None:
 )
 async def test_a_deadline_counts_the_slot_and_a_queue_that_slows_down(seconds: float) -> None:
     door = admission(in_flight=10)
-    holder = Holder(door)
-    await holder.inside.wait()
+    holder = await entered(door)
     with pytest.raises(ResourceExhaustedError):
         door.check(Call(deadline=time.monotonic() + seconds))
     door.check(Call(deadline=time.monotonic() + 0.5))
-    holder.leave.set()
-    await holder.task
+    await holder.let_go()
 
 
 async def test_a_turn_that_comes_too_late_passes_to_the_next() -> None:
     door = admission(in_flight=10)
-    running = Holder(door)
-    await running.inside.wait()
+    running = await entered(door)
     late = Holder(door, Call(deadline=time.monotonic() + 0.3))
     await settle()
     behind = Holder(door)
     await settle()
     await asyncio.sleep(0.26)  # 0.04 s are left, and a request takes 0.05 s
-    running.leave.set()
-    await running.task
+    await running.let_go()
     with pytest.raises(DeadlineExceededError):
         await late.task
     await asyncio.wait_for(behind.inside.wait(), 1)
-    behind.leave.set()
-    await behind.task
+    await behind.let_go()
     assert door.in_flight == 0
 
 
 async def test_a_turn_that_nobody_else_wants_is_taken_however_late() -> None:
     door = admission(in_flight=10)
-    running = Holder(door)
-    await running.inside.wait()
+    running = await entered(door)
     late = Holder(door, Call(deadline=time.monotonic() + 0.3))
     await asyncio.sleep(0.26)
-    running.leave.set()
-    await running.task
+    await running.let_go()
     await asyncio.wait_for(late.inside.wait(), 1)
-    late.leave.set()
-    await late.task
+    await late.let_go()
 
 
 async def test_one_long_request_does_not_shut_the_door_for_short_ones() -> None:
     door = admission(in_flight=10)
-    long = Holder(door)
-    await long.inside.wait()
+    long = await entered(door)
     await asyncio.sleep(2.5)
-    long.leave.set()
-    await long.task
-    running = Holder(door)
-    await running.inside.wait()
+    await long.let_go()
+    running = await entered(door)
     door.check(Call(deadline=time.monotonic() + 0.5))
-    running.leave.set()
-    await running.task
+    await running.let_go()
