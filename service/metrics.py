@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Final
@@ -39,9 +40,7 @@ class Metrics:
                 ["method", "code"],
             ).labels
         )
-        self._calls_running = cache(
-            gauge("fewseg_rpcs_in_progress", "Calls that run now.", ["method"]).labels
-        )
+        self._calls_open = gauge("fewseg_rpcs_in_progress", "Calls that run now.", ["method"])
         self._stages = cache(
             seconds("fewseg_stage_duration_seconds", "Time of a stage of a call.", ["stage"]).labels
         )
@@ -56,9 +55,7 @@ class Metrics:
                 "fewseg_cache_evictions", "Entries let go to stay within the budget.", ["cache"]
             ).labels
         )
-        self._cache_bytes = cache(
-            gauge("fewseg_cache_bytes", "Bytes that a cache holds.", ["cache"]).labels
-        )
+        self._cache_bytes = gauge("fewseg_cache_bytes", "Bytes that a cache holds.", ["cache"])
         self._graph_runs = cache(
             counter("fewseg_graph_runs", "Runs of graphs, by role.", ["role"]).labels
         )
@@ -73,13 +70,12 @@ class Metrics:
         )
         build_info.labels(version, engine, store).set(1)
 
-    def call_started(self, method: str) -> None:
+    def calls_open(self, method: str, count: Callable[[], int]) -> None:
         """See ``CallObserver``."""
-        self._calls_running(method).inc()
+        self._calls_open.labels(method).set_function(count)
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         """See ``CallObserver``."""
-        self._calls_running(method).dec()
         self._calls(method, code).observe(seconds)
 
     def stage(self, stage: Stage, seconds: float) -> None:
@@ -98,17 +94,17 @@ class Metrics:
         """See ``Telemetry``."""
         self._evictions(cache).inc(entries)
 
-    def cache_bytes(self, cache: str, nbytes: int) -> None:
+    def cache_bytes(self, cache: str, nbytes: Callable[[], int]) -> None:
         """See ``Telemetry``."""
-        self._cache_bytes(cache).set(nbytes)
+        self._cache_bytes.labels(cache).set_function(nbytes)
 
     def graph_run(self, role: GraphRole) -> None:
         """See ``Telemetry``."""
         self._graph_runs(role.value).inc()
 
-    def in_flight(self, count: int) -> None:
+    def in_flight(self, count: Callable[[], int]) -> None:
         """See ``Telemetry``."""
-        self._in_flight.set(count)
+        self._in_flight.set_function(count)
 
     def tasks(self, count: int) -> None:
         """See ``Telemetry``."""

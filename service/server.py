@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from fewseg.v1 import (
     model_service_pb2,
@@ -21,8 +21,9 @@ from fewseg.v1 import (
     task_service_pb2,
     task_service_pb2_grpc,
 )
-from service.api.interceptors import CallBounds, CallInterceptor
+from service.api.handlers import Handlers
 from service.api.models import Identity, ModelServicer
+from service.api.reception import CallBounds, Reception
 from service.api.segmentation import SegmentationServicer
 from service.api.tasks import TaskServicer
 from service.config import Settings
@@ -75,16 +76,15 @@ class Server:
         self._gateway = gateway
         self._settings = settings
         self._metrics = metrics
-        self._interceptor = CallInterceptor(metrics, _bounds(settings), _doors(gateway))
+        self._reception = Reception(metrics, _bounds(settings), _doors(gateway))
         self._health = health.aio.HealthServicer()
-        self._grpc = grpc.aio.server(
-            interceptors=[self._interceptor], options=_options(settings.limits.message_bytes)
-        )
+        self._grpc = grpc.aio.server(options=_options(settings.limits.message_bytes))
         self._endpoint: MetricsEndpoint | None = None
         self._watching: asyncio.Task[None] | None = None
         self._add_services(identity)
 
     def _add_services(self, identity: Identity) -> None:
+        ours = Handlers(self._grpc, self._reception.receiving)
         for add_to_server, servicer in (
             (task_service_pb2_grpc.add_TaskServiceServicer_to_server, TaskServicer(self._gateway)),
             (
@@ -96,10 +96,12 @@ class Server:
                 ModelServicer(self._gateway, identity),
             ),
         ):
-            cast(Any, add_to_server)(servicer, self._grpc)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection(
-            (*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
+            cast(Any, add_to_server)(servicer, ours)
+        others = Handlers(self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, others)
+        names = (*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(names), others
         )
 
     async def start(self) -> None:
@@ -117,7 +119,7 @@ class Server:
         except BaseException:
             await self._let_go(grace=None)
             raise
-        self._interceptor.admit()
+        self._reception.admit()
         await self._set_health(serving=True)
         self._watching = asyncio.create_task(self._watch())
 
@@ -207,10 +209,10 @@ class Server:
         # The transport closes last: a late call then hears UNAVAILABLE from us,
         # where a closing transport at times says CANCELLED. Health watchers never
         # end by themselves: only calls of this API are worth the wait.
-        self._interceptor.refuse()
+        self._reception.refuse()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                await self._interceptor.idle()
+                await self._reception.idle()
         # Clients that call again and again have not all heard it yet.
         await asyncio.sleep(late_calls_seconds)
         await self._grpc.stop(_LAST_ANSWERS_SECONDS)

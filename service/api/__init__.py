@@ -1,1 +1,1 @@
-"""The gRPC edge: converters, servicers, interceptors, the error table."""
+"""The gRPC edge: converters, servicers, reception of calls, the error table."""

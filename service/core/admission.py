@@ -49,7 +49,7 @@ class Admission:
         slots: Requests that run at once.
         in_flight: Single calls that run or wait; one more is refused.
         queue_seconds: The longest wait of a single call.
-        telemetry: Hears how many requests are in flight.
+        telemetry: Is told where to ask how many requests are in flight.
     """
 
     def __init__(
@@ -59,7 +59,6 @@ class Admission:
         self._slots = slots
         self._places = max(0, in_flight - slots)
         self._queue_seconds = queue_seconds
-        self._telemetry = telemetry
         self._calls: _Queue = deque()
         self._frames: _Queue = deque()
         self._frames_next = False
@@ -67,6 +66,7 @@ class Admission:
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
+        telemetry.in_flight(lambda: self.in_flight)
 
     @property
     def in_flight(self) -> int:
@@ -119,7 +119,6 @@ class Admission:
         self._idle.clear()
         if self._free > 0:
             self._free -= 1
-            self._report()
             return
         if not patient:
             self._refuse_if_hopeless(call)
@@ -141,7 +140,6 @@ class Admission:
         waiter = _Waiter(turn, call)
         queue = self._frames if patient else self._calls
         queue.append(waiter)
-        self._report()
         limits = [call.remaining(), None if patient else self._queue_seconds]
         timeout = min((limit for limit in limits if limit is not None), default=None)
         try:
@@ -154,7 +152,7 @@ class Admission:
             else:
                 with suppress(ValueError):  # a release may have skipped it already
                     queue.remove(waiter)
-                self._report()
+                self._see_if_idle()
             if isinstance(error, TimeoutError):
                 raise self._waited_too_long(call) from None
             raise
@@ -173,10 +171,9 @@ class Admission:
                 waiter.turn.set_exception(deadline_exceeded())
                 continue
             waiter.turn.set_result(None)
-            self._report()
             return
         self._free += 1
-        self._report()
+        self._see_if_idle()
 
     def _too_late(self, call: Call) -> bool:
         remaining = call.remaining()
@@ -190,8 +187,7 @@ class Admission:
                 return queue.popleft()
         return None
 
-    def _report(self) -> None:
-        self._telemetry.in_flight(self.in_flight)
+    def _see_if_idle(self) -> None:
         if self.in_flight == 0:
             self._idle.set()
 

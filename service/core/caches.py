@@ -56,6 +56,7 @@ class ByteBudgetCache(Generic[Key, Value]):
         self._entries: OrderedDict[Key, Value] = OrderedDict()
         self._flights: dict[Key, _Flight[Value]] = {}
         self._nbytes = 0
+        telemetry.cache_bytes(name, lambda: self._nbytes)
 
     @property
     def nbytes(self) -> int:
@@ -168,13 +169,11 @@ class ByteBudgetCache(Generic[Key, Value]):
             evicted += 1
         if evicted:
             self._telemetry.cache_evicted(self._name, evicted)
-        self._telemetry.cache_bytes(self._name, self._nbytes)
 
     def discard(self, key: Key) -> None:
         """Lets a value go, if it is held."""
         if key in self._entries:
             self._remove(key)
-            self._telemetry.cache_bytes(self._name, self._nbytes)
 
     def discard_where(self, condition: Callable[[Key], bool]) -> None:
         """Lets all values go whose key meets the condition."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,8 +165,7 @@ class Catalog:
             served.users -= 1
             self._retire_if_unused(served)
 
-    @contextmanager
-    def lease_of(self, header: TaskHeader) -> Iterator[ModelFamily]:
+    def lease_of(self, header: TaskHeader) -> AbstractContextManager[ModelFamily]:
         """The family of a registered task, kept loaded for the with-block.
 
         Raises:
@@ -178,8 +177,7 @@ class Catalog:
                 f"The task's model '{header.model}' is not in the model repository any more.",
                 metadata={"model": header.model},
             )
-        with self.lease(header.model) as family:
-            yield family
+        return self.lease(header.model)
 
     def _retire_if_unused(self, served: _Served) -> None:
         if served not in self._retired or served.users:

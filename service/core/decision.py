@@ -29,10 +29,14 @@ _ONE_SHOT: Final = frozenset({Decision.ARGMAX, Decision.MARGIN})
 _VOTE_SHARE: Final = 0.5
 #: Margin of a shot that is padded or does not show the way; see docs/repository.md.
 _NO_SHOT: Final = -1e4
+#: By which sums of float32 may be off.
+_ROUNDING: Final = 1e-4
 
 _Floats = NDArray[np.float32]
 _Axes = tuple[Axis, Axis]
 _Box = tuple[int, int, int, int]
+#: Rows and columns of a mask.
+_Window = tuple[slice, slice]
 
 
 def decide(
@@ -73,17 +77,21 @@ def decide(
         margins = margins.copy()
         margins[[way - 1 for way in _from_1(ways) if way not in shown]] = _NO_SHOT
     height, width = axes[0].length, axes[1].length
-    labels = np.empty((height, width), dtype=np.uint8)
+    labels = np.zeros((height, width), dtype=np.uint8)
     tally = _Tally.of(ways, width)
-    likely = None
+    likely, window = None, _window(margins, axes, _threshold(family))
     if probabilities:
         planes = family.background_planes + ways
         likely = np.empty((planes, height, width), dtype=np.float16)
-    poll = _Poll.of(margins, axes, family.threshold) if _votes(family) else None
-    for rows, upsampled in _bands(margins, axes):
+        window = (slice(0, height), slice(0, width))
+    poll = _Poll.of(margins, axes, window, family.threshold) if _votes(family) else None
+    columns = window[1]
+    for rows, upsampled in _bands(margins, axes, window):
         weighed = _weigh(upsampled, family, poll)
-        best = weighed.elect(labels[rows])
-        tally.add(rows, labels[rows], _winning_probability(best, weighed.margins, family.score))
+        band = labels[rows, columns]
+        best = weighed.elect(band)
+        won = band.view(np.bool_) if ways == 1 else band > 0
+        tally.add(rows, columns, band, won, _winning_probability(weighed, best, won, family.score))
         if likely is not None:
             _write_probabilities(weighed.margins, family, likely[:, rows])
     return DecidedMask(
@@ -120,20 +128,37 @@ class _Tally:
         columns = np.zeros((ways, width), dtype=np.bool_)
         return cls(none, np.zeros(ways), none.copy(), none.copy(), columns)
 
-    def add(self, rows: slice, labels: NDArray[np.uint8], probability: _Floats) -> None:
-        """Counts a band; ``probability`` is that of each pixel's label."""
-        flat = probability.reshape(-1)
-        for index in range(len(self.areas)):
-            belongs = labels == index + 1
+    def add(
+        self,
+        rows: slice,
+        columns: slice,
+        labels: NDArray[np.uint8],
+        won: NDArray[np.bool_],
+        probability: _Floats,
+    ) -> None:
+        """Counts a band.
+
+        Args:
+            rows: Of the mask.
+            columns: Likewise.
+            labels: [rows, columns].
+            won: [rows, columns]: where some way is.
+            probability: [n]: of those pixels' labels, row by row.
+        """
+        ways = len(self.areas)
+        numbers = labels[won] if ways > 1 else None
+        for index in range(ways):
+            belongs = won if numbers is None else labels == index + 1
             area = np.count_nonzero(belongs)
             if area:
                 occupied = np.flatnonzero(belongs.any(axis=1))
                 if not self.areas[index]:
                     self.tops[index] = rows.start + occupied[0]
                 self.bottoms[index] = rows.start + occupied[-1]
-                self.columns[index] |= belongs.any(axis=0)
+                self.columns[index, columns] |= belongs.any(axis=0)
                 self.areas[index] += area
-                self.scores[index] += np.dot(flat, belongs.reshape(-1).astype(np.float32))
+                own = probability if numbers is None else probability[numbers == index + 1]
+                self.scores[index] += own.sum(dtype=np.float64)
 
     def box(self, way: int) -> _Box | None:
         """(x_min, y_min, x_max, y_max) of a way, half-open; None without area."""
@@ -207,17 +232,47 @@ def grid_margins(
     return kept
 
 
-def _bands(margins: _Floats, axes: _Axes) -> Iterator[tuple[slice, _Floats]]:
-    """Upsampled margins [ways, S, rows, width], band by band."""
-    ways, shots, height, width = margins.shape
+def _threshold(family: ModelFamily) -> float:
+    return 0.0 if family.decision is Decision.ARGMAX else family.threshold
+
+
+def _window(margins: _Floats, axes: _Axes, threshold: float) -> _Window:
+    """Rows and columns of the mask outside which every pixel is background.
+
+    A pixel's margin is a weighted sum of a few cells, of weights that are not negative and add up
+    to 1 (or less, at the border of a deconvolution): where all of them lie below the threshold, so
+    does it. The rest need not be upsampled.
+    """
     rows_axis, columns_axis = axes
+    least, greatest = (
+        one * other for one, other in zip(rows_axis.sums, columns_axis.sums, strict=True)
+    )
+    if greatest > 1 + _ROUNDING or (threshold < 0 and least < 1 - _ROUNDING):
+        return slice(0, rows_axis.length), slice(0, columns_axis.length)
+    highest = margins[0, 0] if margins.shape[:2] == (1, 1) else margins.max(axis=(0, 1))
+    possible = highest > threshold - _ROUNDING * max(1.0, abs(threshold))
+    rows, columns = _span(possible.any(axis=1)), _span(possible.any(axis=0))
+    return rows_axis.reach(rows), columns_axis.reach(columns)
+
+
+def _span(present: NDArray[np.bool_]) -> slice:
+    """From the first to the last that is present; empty where there is none."""
+    places = np.flatnonzero(present)
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
+
+
+def _bands(margins: _Floats, axes: _Axes, window: _Window) -> Iterator[tuple[slice, _Floats]]:
+    """Upsampled margins [ways, S, rows, columns] of a window, band by band."""
+    ways, shots, height, width = margins.shape
     planes = np.ascontiguousarray(margins).reshape(ways * shots, height, width)
-    band = max(1, _BAND_BYTES // (4 * len(planes) * columns_axis.length))
-    for top in range(0, rows_axis.length, band):
+    rows, columns = window
+    breadth = max(1, columns.stop - columns.start)
+    band = max(1, _BAND_BYTES // (4 * len(planes) * breadth))
+    for top in range(rows.start, rows.stop, band):
         checkpoint()
-        rows = slice(top, min(top + band, rows_axis.length))
-        upsampled = upsample(planes, rows_axis, columns_axis, rows)
-        yield rows, upsampled.reshape(ways, shots, *upsampled.shape[1:])
+        some = slice(top, min(top + band, rows.stop))
+        upsampled = upsample(planes, *axes, some, columns)
+        yield some, upsampled.reshape(ways, shots, *upsampled.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +288,10 @@ class _Poll:
     voters: _Floats
 
     @classmethod
-    def of(cls, margins: _Floats, axes: _Axes, threshold: float) -> _Poll:
+    def of(cls, margins: _Floats, axes: _Axes, window: _Window, threshold: float) -> _Poll:
         """Counts votes on the network's grid's margins [ways, S, h, w], upsampled."""
         voters = (margins.max(axis=(2, 3), keepdims=True) > _NO_SHOT / 2).astype(np.float32)
-        return cls(_highest_votes(margins, axes, threshold), voters)
+        return cls(_highest_votes(margins, axes, window, threshold), voters)
 
     def mean(self, upsampled: _Floats) -> _Floats:
         """Mean margin [ways, rows, width] of the shots that show the way."""
@@ -255,28 +310,33 @@ def _weigh(upsampled: _Floats, family: ModelFamily, poll: _Poll | None) -> _Weig
         elected = votes >= _VOTE_SHARE * poll.highest[:, None, None]
         return _Weighed(mean, np.where(elected, mean, np.float32(-np.inf)), -np.inf)
     margins = upsampled[:, 0] if upsampled.shape[1] == 1 else upsampled.max(axis=1)
-    threshold = 0.0 if family.decision is Decision.ARGMAX else family.threshold
-    return _Weighed(margins, margins, threshold)
+    return _Weighed(margins, margins, _threshold(family))
 
 
-def _highest_votes(margins: _Floats, axes: _Axes, threshold: float) -> NDArray[np.int64]:
+def _highest_votes(
+    margins: _Floats, axes: _Axes, window: _Window, threshold: float
+) -> NDArray[np.int64]:
     """Highest vote of each way in the whole image, 1 at least (hsnet.md, section 7)."""
     highest = np.ones(len(margins), dtype=np.int64)
     if margins.shape[1] == 1:
         return highest
-    for _, upsampled in _bands(margins, axes):
+    for _, upsampled in _bands(margins, axes, window):
         votes = np.count_nonzero(upsampled > threshold, axis=1)
         np.maximum(highest, votes.max(axis=(1, 2)), out=highest)
     return highest
 
 
-def _winning_probability(best: _Floats, margins: _Floats, score: ScoreMeaning) -> _Floats:
-    """Probability of each pixel's winner; of no meaning where the background won."""
+def _winning_probability(
+    weighed: _Weighed, best: _Floats, won: NDArray[np.bool_], score: ScoreMeaning
+) -> _Floats:
+    """Probabilities [n] of the winners where some way is: most of a mask is background."""
+    best = best[won]
     if score is ScoreMeaning.LINEAR:
         return _linear(best)
-    if score is ScoreMeaning.SIGMOID or len(margins) == 1:
-        return _sigmoid(best)
-    top, total = _softmax_parts(margins)
+    ways = len(weighed.margins)
+    if score is ScoreMeaning.SIGMOID or ways == 1:
+        return _sigmoid(best, out=best)
+    top, total = _softmax_parts(np.stack([margin[won] for margin in weighed.margins]))
     winning: _Floats = np.exp(best - top) / total
     return winning
 
@@ -314,8 +374,8 @@ def _linear(margins: _Floats) -> _Floats:
     return probabilities
 
 
-def _sigmoid(margins: _Floats) -> _Floats:
-    negative = np.negative(margins)
+def _sigmoid(margins: _Floats, out: _Floats | None = None) -> _Floats:
+    negative = np.negative(margins, out=out)
     with np.errstate(over="ignore"):
         np.exp(negative, out=negative)
     negative += 1

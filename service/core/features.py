@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
@@ -34,8 +34,7 @@ _MAPS = (GraphRole.FEATURES, GraphRole.QUERY_FEATURES)
 _REMEMBERED = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureKey:
+class FeatureKey(NamedTuple):
     """One graph's view of one image.
 
     Attributes:
@@ -86,9 +85,10 @@ class ImageFeatures:
         policies = (family.feature_reuse, self._reuse)
         if FeatureReuse.NEVER in policies:
             return False
+        if FeatureReuse.SECOND_USE not in policies:
+            return True
         keys = [FeatureKey(family.name, digest, role) for role in _MAPS]
-        at_hand = any(self._cache.peek(key) is not None for key in keys)
-        if at_hand or FeatureReuse.SECOND_USE not in policies:
+        if any(self._cache.peek(key) is not None for key in keys):
             return True
         key = keys[0]
         if key in self._seen:

@@ -335,16 +335,16 @@ class Telemetry(Protocol):
         """A cache let entries go to stay within its budget."""
         ...
 
-    def cache_bytes(self, cache: str, nbytes: int) -> None:
-        """A cache holds so many bytes now."""
+    def cache_bytes(self, cache: str, nbytes: Callable[[], int]) -> None:
+        """What tells, from now on and in any thread, how many bytes a cache holds."""
         ...
 
     def graph_run(self, role: GraphRole) -> None:
         """A graph was run once."""
         ...
 
-    def in_flight(self, count: int) -> None:
-        """So many requests run or wait now."""
+    def in_flight(self, count: Callable[[], int]) -> None:
+        """What tells, from now on and in any thread, how many requests run or wait."""
         ...
 
     def tasks(self, count: int) -> None:
@@ -367,13 +367,13 @@ class SilentTelemetry:
     def cache_evicted(self, cache: str, entries: int) -> None:
         """See ``Telemetry``."""
 
-    def cache_bytes(self, cache: str, nbytes: int) -> None:
+    def cache_bytes(self, cache: str, nbytes: Callable[[], int]) -> None:
         """See ``Telemetry``."""
 
     def graph_run(self, role: GraphRole) -> None:
         """See ``Telemetry``."""
 
-    def in_flight(self, count: int) -> None:
+    def in_flight(self, count: Callable[[], int]) -> None:
         """See ``Telemetry``."""
 
     def tasks(self, count: int) -> None:

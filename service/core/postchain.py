@@ -28,6 +28,7 @@ _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 _Matrix = NDArray[np.float32]
 
+_ALL: Final = slice(None)
 _CACHE_BYTES: Final = 32 * 1024 * 1024
 #: Multiplications up to which OpenBLAS stays in the calling thread (its own threshold),
 #: and the rows of a block that wide outputs still get.
@@ -62,16 +63,29 @@ class Axis:
         length: Rows of the matrix: pixels of the output's axis.
         grid: Columns of the matrix: cells of the grid's axis.
         pieces: Cover the rows from the first to the last.
+        first: int32 [length]: column of each row's first tap; it never falls.
+        taps: Of each row, those of no weight included.
+        sums: The least and the greatest sum of a row. No tap is negative.
     """
 
     length: int
     grid: int
     pieces: tuple[AxisPiece, ...]
+    first: NDArray[np.int32]
+    taps: int
+    sums: tuple[float, float]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the pieces."""
-        return sum(piece.matrix.nbytes for piece in self.pieces)
+        """Bytes of its arrays."""
+        return self.first.nbytes + sum(piece.matrix.nbytes for piece in self.pieces)
+
+    def reach(self, cells: slice) -> slice:
+        """The rows that have a tap in some neighbouring columns, and perhaps a few around them."""
+        if cells.start >= cells.stop:
+            return slice(0, 0)
+        start = int(np.searchsorted(self.first, cells.start - self.taps + 1))
+        return slice(start, max(start, int(np.searchsorted(self.first, cells.stop))))
 
     def within(self, rows: slice) -> Iterator[AxisPiece]:
         """The pieces of some rows, counted from the first of them."""
@@ -194,33 +208,47 @@ class PostChain:
         count = -(-taps.length // _PIECE_ROWS)
         borders = [taps.length * index // count for index in range(count + 1)]
         pieces = (_piece(taps, slice(top, bottom), sizes.grid) for top, bottom in pairwise(borders))
-        return Axis(taps.length, sizes.grid, tuple(pieces))
+        totals = taps.weights.sum(axis=1)
+        return Axis(
+            taps.length,
+            sizes.grid,
+            tuple(pieces),
+            taps.first.astype(np.int32),
+            taps.weights.shape[1],
+            (float(totals.min()), float(totals.max())),
+        )
 
 
 def upsample(
-    logits: NDArray[np.float32], rows_axis: Axis, columns_axis: Axis, rows: slice
+    logits: NDArray[np.float32],
+    rows_axis: Axis,
+    columns_axis: Axis,
+    rows: slice,
+    columns: slice = _ALL,
 ) -> NDArray[np.float32]:
-    """Some rows of A_y L A_x^T, for each plane.
+    """Some rows and columns of A_y L A_x^T, for each plane.
 
     Args:
         logits: float32 [planes, h, w].
         rows_axis: A_y, of [height, h].
         columns_axis: A_x, of [width, w].
         rows: Which rows of the output.
+        columns: Which columns.
 
     Returns:
-        float32 [planes, rows, width].
+        float32 [planes, rows, columns].
     """
     planes, _, width = logits.shape
     height = len(range(*rows.indices(rows_axis.length)))
+    breadth = len(range(*columns.indices(columns_axis.length)))
     # The short axis first: what is left is one product of two matrices for all planes.
     partial = np.empty((planes, height, width), dtype=np.float32)
     for piece in rows_axis.within(rows):
         for plane, narrow in zip(logits, partial, strict=True):
             _multiply(piece.matrix, plane[piece.columns], narrow[piece.rows])
-    upsampled = np.empty((planes, height, columns_axis.length), dtype=np.float32)
-    lines, wide = partial.reshape(-1, width), upsampled.reshape(-1, columns_axis.length)
-    for piece in columns_axis.pieces:
+    upsampled = np.empty((planes, height, breadth), dtype=np.float32)
+    lines, wide = partial.reshape(-1, width), upsampled.reshape(-1, breadth)
+    for piece in columns_axis.within(columns):
         _multiply(lines[:, piece.columns], piece.matrix.T, wide[:, piece.rows])
     return upsampled
 

@@ -1,15 +1,21 @@
 import asyncio
 import time
+from types import SimpleNamespace
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fewseg.v1 import task_service_pb2 as tasks
+from fewseg.v1 import task_service_pb2_grpc
 from service.api.calls import new_call, request_id_of
-from service.api.interceptors import CallBounds, CallInterceptor
+from service.api.handlers import Handlers
+from service.api.reception import CallBounds, Reception
 from service.core.errors import DeadlineExceededError
 from service.core.limits import Limits
 from tests.helpers.live_server import NAME, register_request, segment_request, serving
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 class FakeContext:
@@ -90,27 +96,51 @@ async def test_a_call_that_its_client_left_is_counted_as_such(live, monkeypatch,
 
 async def test_calls_before_the_start_is_complete_are_told_to_come_back(repository, monkeypatch):
     async with serving(repository) as live:
-        fresh = CallInterceptor(None, CallBounds.of(Limits()))
-        monkeypatch.setattr(live.server._interceptor, "_refuse", fresh._refuse)
+        fresh = Reception(None, CallBounds.of(Limits()))
+        monkeypatch.setattr(live.server._reception, "_refuse", fresh._refuse)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await live.tasks.ListTasks(tasks.ListTasksRequest())
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_unknown_methods_and_other_services_pass_untouched():
-    interceptor = CallInterceptor(None, CallBounds.of(Limits()))
+async def test_calls_of_other_services_are_not_counted(live):
+    await live.tasks.ListTasks(tasks.ListTasksRequest())
+    health = health_pb2_grpc.HealthStub(live.channel)
+    assert (await health.Check(health_pb2.HealthCheckRequest())).status == SERVING
+    assert samples(live, "") == {"OK": 1.0}
 
-    class Details:
-        method = "/grpc.health.v1.Health/Check"
 
-    handler = object()
+async def test_a_method_that_a_service_does_not_have_is_unimplemented(live):
+    call = live.channel.unary_unary("/fewseg.v1.TaskService/Nothing")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(b"")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
-    async def found(details):
-        return handler
 
-    async def missing(details):
-        return None
+class ServerOfServices:
+    """What of gRPC's server takes handlers; methods of their own are not expected."""
 
-    assert await interceptor.intercept_service(found, Details) is handler
-    Details.method = "/fewseg.v1.TaskService/Nothing"
-    assert await interceptor.intercept_service(missing, Details) is None
+    def __init__(self):
+        self.handlers = []
+
+    def add_generic_rpc_handlers(self, handlers):
+        self.handlers += handlers
+
+    def of(self, method):
+        details = SimpleNamespace(method=method, invocation_metadata=())
+        found = [handler.service(details) for handler in self.handlers]
+        return next((handler for handler in found if handler is not None), None)
+
+
+@pytest.mark.parametrize("wrap", [None, lambda handler, method: (handler, method)])
+def test_no_method_is_registered_besides_its_service(wrap):
+    server = ServerOfServices()
+    add = task_service_pb2_grpc.add_TaskServiceServicer_to_server
+    add(task_service_pb2_grpc.TaskServiceServicer(), Handlers(server, wrap))
+    methods = tasks.DESCRIPTOR.services_by_name["TaskService"].methods
+    for method in methods:
+        found = server.of(f"/fewseg.v1.TaskService/{method.name}")
+        assert found is not None
+        if wrap is not None:
+            assert found[1] == f"fewseg.v1.TaskService/{method.name}"
+    assert server.of("/fewseg.v1.TaskService/Nothing") is None

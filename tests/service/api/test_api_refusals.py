@@ -121,7 +121,7 @@ async def test_calls_that_end_early_leave_nothing_in_memory(live, monkeypatch, l
             call.cancel()
         await asyncio.wait({waiting})
         async with asyncio.timeout(5):
-            while live.server._interceptor._running:
+            while live.server._reception._running:
                 await asyncio.sleep(0.005)
 
     assert await growth(attempt) < MEGABYTE
@@ -326,7 +326,7 @@ async def test_calls_beyond_the_bound_are_refused_before_their_message_is_read(r
         for call in waiting:
             call.cancel()
         async with asyncio.timeout(5):
-            while live.server._interceptor._running:
+            while live.server._reception._running:
                 await asyncio.sleep(0.01)
         assert (await live.tasks.GetTask(tasks.GetTaskRequest(name=NAME))).name == NAME
 
@@ -343,7 +343,7 @@ async def test_messages_that_the_memory_has_no_room_for_are_refused(live, monkey
         return await segment(query, call)
 
     monkeypatch.setattr(live.server._gateway.segmenter, "segment", wait)
-    monkeypatch.setattr(live.server._interceptor._memory, "_budget", 1000)
+    monkeypatch.setattr(live.server._reception._memory, "_budget", 1000)
     first = asyncio.ensure_future(live.segmentation.Segment(segment_request()))
     await entered.wait()
     refusal = await refused(live.segmentation.Segment(segment_request()))

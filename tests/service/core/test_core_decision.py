@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,15 @@ from hypothesis.extra.numpy import arrays
 from service.core import decision
 from service.core.decision import decide
 from service.core.errors import RepositoryError
-from service.core.family import ClassHandling, Decision, ModelFamily, PostTarget, ScoreMeaning
+from service.core.family import (
+    ClassHandling,
+    Decision,
+    ModelFamily,
+    PostOp,
+    PostStep,
+    PostTarget,
+    ScoreMeaning,
+)
 from service.core.postchain import Axis, PostChain, upsample
 from service.core.types import DecidedMask, Size
 
@@ -180,6 +189,59 @@ def test_bands_change_nothing(name: str, ways: int, monkeypatch: pytest.MonkeyPa
     assert whole.probabilities is not None
     assert banded.probabilities is not None
     np.testing.assert_allclose(banded.probabilities, whole.probabilities, atol=1e-3)
+
+
+SPOTS = {
+    "inside": (slice(2, 4), slice(3, 5)),
+    "corner": (slice(0, 1), slice(6, 7)),
+    "column": (slice(0, 9), slice(0, 1)),
+    "nowhere": (slice(0, 0), slice(0, 0)),
+    "everywhere": (slice(None), slice(None)),
+}
+SUMS_BELOW_1 = (PostStep(PostOp.DECONVOLVE, factor=4), resize(PostTarget.OUTPUT))
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.5])
+@pytest.mark.parametrize("steps", [(resize(PostTarget.OUTPUT),), SUMS_BELOW_1])
+@pytest.mark.parametrize("spot", SPOTS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_not_upsampled_is_background(
+    name: str, spot: str, steps: tuple[PostStep, ...], threshold: float
+) -> None:
+    family, shot_count = FAMILIES[name]
+    if family.decision is not Decision.ARGMAX:
+        family = replace(family, threshold=threshold)
+    ways = 2
+    logits = 0.1 * random_logits(ways + family.background_planes, shot_count)
+    logits[-ways:] -= 0.9
+    logits[-1, :, *SPOTS[spot]] += 3
+    size, output = Size(9, 7), Size(50, 40)
+    axes = PostChain(steps).axes(size, size, output, output)
+    whole = decide(logits, axes, family=family, ways=ways, probabilities=True)
+    found = decide(logits, axes, family=family, ways=ways)
+    np.testing.assert_array_equal(found.labels, whole.labels)
+    np.testing.assert_array_equal(found.areas, whole.areas)
+    np.testing.assert_allclose(found.mean_scores, whole.mean_scores, rtol=1e-5)
+    assert found.boxes == whole.boxes
+
+
+def test_only_what_can_be_of_a_class_is_upsampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels: list[int] = []
+
+    def counting(*args: Any) -> np.ndarray:
+        upsampled = upsample(*args)
+        pixels.append(upsampled.size)
+        return upsampled
+
+    monkeypatch.setattr(decision, "upsample", counting)
+    logits = np.full((1, 1, 9, 9), -2, np.float32)
+    logits[0, 0, 4, 4] = 2
+    axes = chained(Size(9, 9), Size(90, 90))
+    assert decide(logits, axes, family=binary(), ways=1).areas[0] > 50
+    assert 0 < sum(pixels) <= 30 * 30
+    pixels.clear()
+    assert decide(-np.abs(logits), axes, family=binary(), ways=1).areas[0] == 0
+    assert not pixels
 
 
 @pytest.mark.parametrize("ways", [1, 3])

@@ -195,6 +195,32 @@ def test_a_band_is_a_part_of_the_whole(top: int, rows: int) -> None:
     np.testing.assert_allclose(upsample(logits, *matrices, band), whole[:, band], atol=1e-6)
 
 
+@given(top=st.integers(0, 30), left=st.integers(0, 19), size=st.integers(1, 12))
+@fast
+def test_a_window_is_a_part_of_the_whole(top: int, left: int, size: int) -> None:
+    logits = random_logits(Size(7, 9), planes=3)
+    matrices = PostChain((TO_OUTPUT,)).axes(Size(7, 9), Size(7, 9), Size(31, 20), Size(31, 20))
+    whole = upsample(logits, *matrices, slice(None))
+    rows, columns = slice(top, top + size), slice(left, left + size)
+    found = upsample(logits, *matrices, rows, columns)
+    np.testing.assert_allclose(found, whole[:, rows, columns], atol=1e-6)
+
+
+@given(start=st.integers(0, 8), length=st.integers(0, 5), output=st.integers(1, 70))
+@fast
+def test_the_reach_of_cells_holds_every_row_that_has_a_tap_in_them(
+    start: int, length: int, output: int
+) -> None:
+    grid = Size(9, 9)
+    for steps in ((TO_OUTPUT,), (PostStep(PostOp.DECONVOLVE, factor=4), TO_OUTPUT)):
+        axis = PostChain(steps).axes(grid, grid, grid, Size(output, output))[0]
+        cells = slice(start, min(9, start + length))
+        reached = axis.reach(cells)
+        touched = np.flatnonzero(dense(axis)[:, cells].any(axis=1))
+        assert set(touched.tolist()) <= set(range(reached.start, reached.stop))
+        assert length or reached.start == reached.stop
+
+
 @pytest.mark.parametrize("rows", [slice(600, 900), slice(1290, 1300), slice(639, 641)])
 def test_a_band_may_lie_in_several_pieces(rows: slice) -> None:
     logits = random_logits(Size(7, 9), planes=3)
@@ -206,16 +232,17 @@ def test_a_band_may_lie_in_several_pieces(rows: slice) -> None:
 
 def test_matrices_are_kept_within_a_budget_and_the_oldest_go_first() -> None:
     grid = Size(4, 4)
-    chain = PostChain((TO_OUTPUT,), cache_bytes=2 * 10 * 4 * 4)
+    a_row = 4 * 4 + 4  # of the matrix, and where its first tap lies
+    chain = PostChain((TO_OUTPUT,), cache_bytes=2 * 10 * a_row)
     first = chain.axes(grid, grid, grid, Size(10, 10))[0]
     chain.axes(grid, grid, grid, Size(9, 9))
     assert chain.axes(grid, grid, grid, Size(10, 10))[0] is first
     chain.axes(grid, grid, grid, Size(8, 8))
-    assert chain.nbytes == (10 + 8) * 4 * 4
+    assert chain.nbytes == (10 + 8) * a_row
     assert chain.axes(grid, grid, grid, Size(10, 10))[0] is first
     large = chain.axes(grid, grid, grid, Size(1000, 10))[0]
     assert (large.length, large.grid) == (1000, 4)
-    assert chain.nbytes <= 2 * 10 * 4 * 4
+    assert chain.nbytes <= 2 * 10 * a_row
 
 
 def test_matrices_cannot_be_changed_by_who_gets_them() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,6 @@ from service.core.limits import Limits
 from service.core.refusals import COME_BACK_SECONDS, OVERLOADED, overloaded, stopping
 from service.logs import get_logger
 
-_OURS: Final = "/fewseg.v1."
 # While the server stops, a client has so long for a message that it has begun to send.
 # Frames of a stream are no parts of one thing: it can end between any two.
 _LAST_MESSAGE_SECONDS: Final = 1.0
@@ -51,12 +51,12 @@ _Behaviour = Callable[[Any, ServicerContext], Awaitable[Any]]
 class CallObserver(Protocol):
     """Hears of calls, for metrics."""
 
-    def call_started(self, method: str) -> None:
-        """A call of ``package.Service/Method`` came in."""
+    def calls_open(self, method: str, count: Callable[[], int]) -> None:
+        """What tells, in any thread, how many calls of ``package.Service/Method`` run."""
         ...
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
-        """It ended with that canonical code, such as "OK", after so long."""
+        """A call ended with that canonical code, such as "OK", after so long."""
         ...
 
 
@@ -87,10 +87,8 @@ class CallBounds:
         )
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Reception:
     """Gives each call its id, its error status, its metrics and its line in the log.
-
-    Calls of other services (health, reflection) pass untouched.
 
     Args:
         observer: Hears of calls.
@@ -107,11 +105,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._observer = observer
         self._bounds = bounds
         self._doors = doors
-        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._memory = MessageMemory(bounds.request_bytes)
         self._patience = Patience()
         self._refuse: Callable[[], UnavailableError] | None = _starting
         self._running = 0
+        self._open: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -128,26 +126,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """Waits until no call runs."""
         await self._idle.wait()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wraps the handler of a method of this API, once."""
-        method = handler_call_details.method
-        if method in self._handlers:
-            return self._handlers[method]
-        handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith(_OURS):
-            return handler
-        self._handlers[method] = self._wrapped(handler, method[1:])
-        return self._handlers[method]
-
-    def _wrapped(
+    def receiving(
         self, handler: grpc.RpcMethodHandler[Any, Any], method: str
     ) -> grpc.RpcMethodHandler[Any, Any]:
+        """A handler whose calls go through here.
+
+        Args:
+            handler: Of the method.
+            method: ``package.Service/Method``.
+        """
+        self._observer.calls_open(method, lambda: self._open[method])
         # Handlers of streams write through the context instead of yielding, so
         # that all kinds are coroutines and a cancellation always enters them. And
         # all are streams of bytes to gRPC, so that a call can be refused before
@@ -245,11 +233,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _enter(self, method: str) -> None:
         self._running += 1
+        self._open[method] += 1
         self._idle.clear()
-        self._observer.call_started(method)
 
     def _leave(self, method: str, code: str, seconds: float) -> None:
         self._running -= 1
+        self._open[method] -= 1
         if self._running == 0:
             self._idle.set()
         # In the loop's next turn: the answer leaves first.
