@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,7 +69,9 @@ class EmbeddedService:
         self.target = f"unix:{settings.unix_socket}"
         self._end = weakref.finalize(self, _end, running, thread, folder, os.getpid())
         # Finalizers run at exit as well, but after thread pools have closed, and
-        # a graceful stop needs those; this hook comes before. A finalizer runs once.
+        # a graceful stop needs those; this hook comes before theirs, which their
+        # import sets. A finalizer runs once.
+        import_module("concurrent.futures.thread")
         at_thread_exit = getattr(threading, "_register_atexit", None)
         if at_thread_exit is not None:
             at_thread_exit(self._end)

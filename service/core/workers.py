@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -12,13 +13,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from service.core.stopping import stop_when
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
+
+#: Of threads that compute: the event loop, which has little to do at a time, goes first.
+NICENESS: Final = 5
 
 _Outcome = tuple[Any, BaseException | None]
 
@@ -69,6 +73,15 @@ def _outcome(context: contextvars.Context, function: Callable[[], Any]) -> _Outc
         return None, error
 
 
+def _stand_back(niceness: int) -> None:
+    """Makes the running thread nicer; elsewhere than on Linux that would be the whole process."""
+    if niceness and sys.platform == "linux":
+        thread = threading.get_native_id()
+        now = os.getpriority(os.PRIO_PROCESS, thread)
+        with suppress(OSError):  # a sandbox may forbid it; what follows is only less prompt
+            os.setpriority(os.PRIO_PROCESS, thread, now + niceness)
+
+
 def _settle(future: asyncio.Future[Any], outcome: _Outcome) -> None:
     result, error = outcome
     if future.cancelled():
@@ -88,11 +101,14 @@ class WorkerThreads:
     Args:
         count: How many.
         name: Of the threads.
+        niceness: How much they, and threads that they start, stand back for other threads of the
+            process while the cores are full; on Linux.
     """
 
-    def __init__(self, count: int, name: str) -> None:
+    def __init__(self, count: int, name: str, *, niceness: int = 0) -> None:
         self._count = count
         self._name = name
+        self._niceness = niceness
         self._under_way = 0
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -147,6 +163,7 @@ class WorkerThreads:
                 self._threads.append(thread)
 
     def _serve(self) -> None:
+        _stand_back(self._niceness)
         while (work := self._queue.get()) is not None:
             work.execute()
             # Until the next comes, nothing of this one is to be kept.
@@ -174,4 +191,4 @@ class CodecWorkers(WorkerThreads):
     """
 
     def __init__(self, threads: int) -> None:
-        super().__init__(threads, "codec")
+        super().__init__(threads, "codec", niceness=NICENESS)

@@ -22,7 +22,7 @@ from service.core.ports import (
     Telemetry,
     Tensors,
 )
-from service.core.workers import WorkerThreads, core_count
+from service.core.workers import NICENESS, WorkerThreads, core_count
 from service.engines.config_files import config_path
 from service.engines.feeds import (
     batch_of,
@@ -96,7 +96,11 @@ class EmbeddedEngine:
         self._loading = asyncio.Lock()
         self._closed = False
         self._cores = core_count()
-        self._threads_of_graphs = WorkerThreads(workers or max(2, self._cores), "fewseg-graph")
+        self._threads_of_graphs = WorkerThreads(
+            workers or max(2, self._cores), "fewseg-graph", niceness=NICENESS
+        )
+        # The threads of a session are as nice as the thread that opens it.
+        self._reader = WorkerThreads(1, "fewseg-reader", niceness=NICENESS)
 
     @property
     def name(self) -> str:
@@ -233,16 +237,20 @@ class EmbeddedEngine:
     async def close(self) -> None:
         """Lets everything go once the runs in flight have ended. Closing twice is harmless."""
         self._closed = True
-        await asyncio.to_thread(self._threads_of_graphs.close)
+        await asyncio.to_thread(self._end_threads)
         for family in tuple(self._families):
             self._forget(family)
+
+    def _end_threads(self) -> None:
+        for threads in (self._threads_of_graphs, self._reader):
+            threads.close()
 
     async def _off_loop(
         self, read: Callable[Concatenate[Path, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
         """Reads the repository in a thread."""
         try:
-            return await asyncio.to_thread(read, self._repository, *args, **kwargs)
+            return await self._reader.run(read, self._repository, *args, **kwargs)
         except OSError as error:
             raise UnavailableError(
                 "REPOSITORY_UNREACHABLE",

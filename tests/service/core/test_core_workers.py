@@ -4,8 +4,10 @@ import asyncio
 import contextvars
 import gc
 import os
+import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -123,3 +125,22 @@ async def test_closing_waits_for_what_was_given_and_leaves_no_thread():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(NAME)]
     with pytest.raises(RuntimeError, match="closed"):
         await threads.run(int)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the process's")
+async def test_threads_that_compute_stand_back_for_the_event_loop():
+    def niceness():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def of_a_thread_of_its_own():
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(niceness).result()
+
+    before = niceness()
+    threads = WorkerThreads(1, NAME, niceness=3)
+    try:
+        assert await threads.run(niceness) == min(19, before + 3)
+        assert await threads.run(of_a_thread_of_its_own) == min(19, before + 3)
+    finally:
+        threads.close()
+    assert niceness() == before
