@@ -30,6 +30,8 @@ _WARM_UP = 15
 #: Every so many pairs, an echo that lets its client wait as long as the engine does.
 _LATE_EVERY = 3
 _SUPPORT_SEED = 4242
+#: What the straight line does besides the graphs.
+_CODEC_STAGES = ("image_decode", "resize", "upsample", "encode")
 
 
 @dataclass(slots=True)
@@ -45,6 +47,11 @@ class _Pairs:
     direct: list[float] = field(default_factory=list)
     plain: list[float] = field(default_factory=list)
     stages: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def own_ratio(self) -> float:
+        """Median overhead in medians of the echo and the service's own codec and arithmetic."""
+        codec = np.array(self.stages)[:, [STAGES.index(name) for name in _CODEC_STAGES]].sum(axis=1)
+        return float(np.median(self.overhead) / np.median(np.array(self.echo) + codec))
 
     def floors(self, overhead: list[float]) -> float:
         """Median of an overhead in medians of the floor."""
@@ -91,6 +98,7 @@ def gateway_overhead(stand: Stand) -> Row:
     ratios = [pairs.floors(pairs.overhead) for pairs in repeats]
     ratio = float(np.median(ratios))
     plain_ratio = float(np.median([pairs.floors(pairs.plain) for pairs in repeats]))
+    own_ratio = float(np.median([pairs.own_ratio() for pairs in repeats]))
 
     def of(name: str) -> float:
         return float(np.median([median_ms(getattr(pairs, name)) for pairs in repeats]))
@@ -101,7 +109,8 @@ def gateway_overhead(stand: Stand) -> Row:
         target="at most 1.25 x floor",
         floor=f"{of('floor'):.2f} ms: echo {of('echo'):.2f} + codec and arithmetic "
         f"{of('floor') - of('echo'):.2f}",
-        measured=f"{of('overhead'):.2f} ms = {ratio:.2f} x floor ({spread(ratios)})",
+        measured=f"{of('overhead'):.2f} ms = {ratio:.2f} x floor ({spread(ratios)}); "
+        f"{own_ratio:.2f} x echo + the service's own stages",
         met=ratio <= 1.25,
         figures={
             "overhead": of("overhead"),
@@ -109,6 +118,7 @@ def gateway_overhead(stand: Stand) -> Row:
             "echo": of("echo"),
             "echo after the engine's time": of("late_echo"),
             "ratio (1)": ratio,
+            "own ratio (1)": own_ratio,
             "client": of("client"),
             "engine as served": of("engine"),
             "graphs called directly": of("direct"),
@@ -120,7 +130,10 @@ def gateway_overhead(stand: Stand) -> Row:
         f"{of('late_echo'):.2f} ms beyond its sleep: client and server have to be woken. The floor "
         "counts the echo that answers at once. A plain gRPC server of asyncio that runs the "
         "straight line in a thread, and checks, keeps and bounds nothing, takes "
-        f"{plain_ratio:.2f} x floor.",
+        f"{plain_ratio:.2f} x floor. The service upsamples only where a class can be, and weighs "
+        "only its pixels, where the floor goes straight through the whole mask; with the service's "
+        "own decoding, resizing, upsampling and encoding in the floor the ratio is "
+        f"{own_ratio:.2f}.",
     )
 
 

@@ -78,7 +78,7 @@ def label_plane(
 
 def planes(
     labels: NDArray[np.int16], ways: int, shot_ways: Collection[int], family: ModelFamily
-) -> NDArray[np.float32]:
+) -> NDArray[np.bool_]:
     """One plane of evidence for the background and for each way.
 
     Args:
@@ -89,36 +89,37 @@ def planes(
         family: Says what void pixels are.
 
     Returns:
-        float32 [1 + ways, h, w] of 0 and 1, background first.
+        bool [1 + ways, h, w], background first.
     """
-    evidence = np.zeros((1 + ways, *labels.shape), dtype=np.float32)
-    background = labels == 0
+    evidence = np.zeros((1 + ways, *labels.shape), dtype=np.bool_)
+    np.equal(labels, 0, out=evidence[0])
     if family.void is VoidRule.BACKGROUND:
-        background |= labels == VOID
-    evidence[0] = background
+        evidence[0] |= labels == VOID
     for way in shot_ways:
-        evidence[way] = labels == way
+        np.equal(labels, way, out=evidence[way])
     return evidence
 
 
-def on_input(planes: NDArray[np.float32], family: ModelFamily) -> NDArray[np.float32]:
+def on_input(planes: NDArray[np.bool_], family: ModelFamily) -> NDArray[np.float32]:
     """Puts planes of the part of the network's input that an image covers on the whole input.
 
     Args:
-        planes: float32 [1 + ways, h, w].
+        planes: bool [1 + ways, h, w].
         family: Whose input it is.
 
     Returns:
-        float32 [1 + ways, H, W]: zero beside the image.
+        float32 [1 + ways, H, W] of 0 and 1: zero beside the image.
     """
-    _, height, width = planes.shape
+    count, height, width = planes.shape
     size = family.network_size(Size(height, width))
     if size == Size(height, width):
-        return planes
-    return np.pad(planes, ((0, 0), (0, size.height - height), (0, size.width - width)))
+        return planes.astype(np.float32)
+    whole = np.zeros((count, size.height, size.width), dtype=np.float32)
+    whole[:, :height, :width] = planes
+    return whole
 
 
-def inferred_background(planes: NDArray[np.float32]) -> NDArray[np.float32]:
+def inferred_background(planes: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Background evidence for a shot of a task that has none.
 
     Everything outside one box around all positives of the shot, grown on each
@@ -127,27 +128,26 @@ def inferred_background(planes: NDArray[np.float32]) -> NDArray[np.float32]:
     that is not positive.
 
     Args:
-        planes: float32 [1 + ways, h, w]; see ``planes``.
+        planes: bool [1 + ways, h, w]; see ``planes``.
 
     Returns:
-        float32 [h, w] of 0 and 1; all 0 if nothing is positive.
+        bool [h, w]; nothing if nothing is positive.
     """
-    positive: NDArray[np.bool_] = np.any(planes[1:] > 0, axis=0)
-    background = np.zeros(positive.shape, dtype=np.float32)
-    if not positive.any():
-        return background
+    positive = planes[1] if len(planes) == 2 else np.logical_or.reduce(planes[1:], axis=0)
     rows = np.flatnonzero(positive.any(axis=1))
     columns = np.flatnonzero(positive.any(axis=0))
+    if not len(rows):
+        return np.zeros(positive.shape, dtype=np.bool_)
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     left, right = int(columns[0]), int(columns[-1]) + 1
     rise, reach = -(-(bottom - top) // _GROWTH), -(-(right - left) // _GROWTH)
-    background[:] = 1
-    background[max(0, top - rise) : bottom + rise, max(0, left - reach) : right + reach] = 0
+    background = np.ones(positive.shape, dtype=np.bool_)
+    background[max(0, top - rise) : bottom + rise, max(0, left - reach) : right + reach] = False
     if not background.any():
-        background[:] = 1
-        background[top:bottom, left:right] = 0
+        background[:] = True
+        background[top:bottom, left:right] = False
     if not background.any():
-        background[~positive] = 1
+        background = ~positive
     return background
 
 

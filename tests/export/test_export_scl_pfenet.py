@@ -57,7 +57,7 @@ def judged(network: SclPfenetNetwork, family: ModelFamily, labels, margins: Tens
     merge = SclPfenetMerge(network, SIDE, BINS)
     merge.support_pass = GivenPass(margins)
     grid = network.grid(SIDE)
-    evidence = torch.from_numpy(planes(labels, 1, {1}, family))[None]
+    evidence = torch.from_numpy(planes(labels, 1, {1}, family)).float()[None]
     features = torch.ones(1, CHANNELS + 2 * 256, grid, grid)
     vectors = torch.ones(1, 1, 1, 512)
     return float(merge(vectors, features, evidence, torch.ones(1, 1)))

@@ -10,7 +10,7 @@ from service.core.planes import UNLABELLED, VOID, agreement, inferred_background
 def test_planes_hold_the_evidence_of_each_way() -> None:
     labels = np.array([[UNLABELLED, VOID, 0], [1, 2, 3]], dtype=np.int16)
     evidence = planes(labels, 4, {1, 3}, multiway(void=VoidRule.UNKNOWN))
-    assert evidence.dtype == np.float32
+    assert evidence.dtype == np.bool_
     assert evidence.shape == (5, 2, 3)
     assert evidence[0].tolist() == [[0, 0, 1], [0, 0, 0]]
     assert evidence[1].tolist() == [[0, 0, 0], [1, 0, 0]]
@@ -26,7 +26,7 @@ def test_void_counts_as_background_where_the_method_says_so() -> None:
 
 
 def positive_planes(shape: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndarray:
-    evidence = np.zeros((1 + len(boxes), *shape), dtype=np.float32)
+    evidence = np.zeros((1 + len(boxes), *shape), dtype=np.bool_)
     for way, (top, bottom, left, right) in enumerate(boxes, start=1):
         evidence[way, top:bottom, left:right] = 1
     return evidence
