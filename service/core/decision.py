@@ -157,8 +157,11 @@ class _Tally:
                 self.bottoms[index] = rows.start + occupied[-1]
                 self.columns[index, columns] |= belongs.any(axis=0)
                 self.areas[index] += area
-                own = probability if numbers is None else probability[numbers == index + 1]
-                self.scores[index] += own.sum(dtype=np.float64)
+                if numbers is None:
+                    self.scores[index] += probability.sum(dtype=np.float64)
+                else:
+                    own = (numbers == index + 1).astype(np.float32)
+                    self.scores[index] += np.dot(probability, own)
 
     def box(self, way: int) -> _Box | None:
         """(x_min, y_min, x_max, y_max) of a way, half-open; None without area."""
@@ -329,16 +332,14 @@ def _highest_votes(
 def _winning_probability(
     weighed: _Weighed, best: _Floats, won: NDArray[np.bool_], score: ScoreMeaning
 ) -> _Floats:
-    """Probabilities [n] of the winners where some way is: most of a mask is background."""
+    """Probabilities [n] of the winners where some way is."""
+    if score is ScoreMeaning.SOFTMAX and len(weighed.margins) > 1:
+        top, total = _softmax_parts(weighed.margins)
+        winning: _Floats = (np.exp(best - top) / total)[won]
+        return winning
+    # Most of a mask is background, whose exponentials nobody asks for.
     best = best[won]
-    if score is ScoreMeaning.LINEAR:
-        return _linear(best)
-    ways = len(weighed.margins)
-    if score is ScoreMeaning.SIGMOID or ways == 1:
-        return _sigmoid(best, out=best)
-    top, total = _softmax_parts(np.stack([margin[won] for margin in weighed.margins]))
-    winning: _Floats = np.exp(best - top) / total
-    return winning
+    return _linear(best) if score is ScoreMeaning.LINEAR else _sigmoid(best, out=best)
 
 
 def _write_probabilities(
