@@ -65,6 +65,7 @@ def _positive(size: ByteSize) -> ByteSize:
 
 
 Bytes = Annotated[ByteSize, AfterValidator(_positive)]
+Niceness = Annotated[NonNegativeInt, AfterValidator(lambda niceness: _within(niceness, 19))]
 Port = Annotated[NonNegativeInt, AfterValidator(lambda port: _within(port, 65_535))]
 
 
@@ -194,6 +195,9 @@ class Settings(BaseModel):
     """Which query images' feature maps are kept; auto: embedded always, triton from second use."""
     codec_threads: NonNegativeInt = 0
     """Threads that decode, resize and encode; 0: as many as the machine has cores."""
+    niceness: Niceness = _CORE.niceness
+    """How much threads that compute stand back, so that calls are taken and refused promptly while
+    the cores are full; 0: not at all. On Linux."""
     slots: NonNegativeInt = 0
     """Requests that run at once, the rest waits; 0: twice as many as the machine has cores."""
     queue_seconds: PositiveFloat = _CORE.queue_seconds
@@ -243,6 +247,7 @@ class Settings(BaseModel):
             feature_bytes=int(self.feature_bytes),
             feature_reuse=self._feature_reuse(),
             codec_threads=self.codec_threads or _CORE.codec_threads,
+            niceness=self.niceness,
             slots=self.slots or _CORE.slots,
             queue_seconds=self.queue_seconds,
             rebuilds=self.rebuilds,

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,12 +26,14 @@ from service.config import LONGEST_SOCKET_PATH, Settings, problems_of
 from service.logs import get_logger
 from service.wiring import build
 
-#: What an application does not expect from a library: files, open ports, a long goodbye.
+#: What an application does not expect from a library: files, open ports, a long goodbye; and
+#: threads that give way to its own.
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "store": "memory",
     "host": "",
     "metrics_host": "",
     "drain_seconds": 2.0,
+    "niceness": 0,
 }
 _SOCKET: Final = "fewseg.sock"
 
@@ -69,9 +70,8 @@ class EmbeddedService:
         self.target = f"unix:{settings.unix_socket}"
         self._end = weakref.finalize(self, _end, running, thread, folder, os.getpid())
         # Finalizers run at exit as well, but after thread pools have closed, and
-        # a graceful stop needs those; this hook comes before theirs, which their
-        # import sets. A finalizer runs once.
-        import_module("concurrent.futures.thread")
+        # a graceful stop needs those; this hook comes before theirs, which the
+        # engine's pool has set by now. A finalizer runs once.
         at_thread_exit = getattr(threading, "_register_atexit", None)
         if at_thread_exit is not None:
             at_thread_exit(self._end)

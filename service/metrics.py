@@ -70,7 +70,7 @@ class Metrics:
         )
         build_info.labels(version, engine, store).set(1)
 
-    def calls_open(self, method: str, count: Callable[[], int]) -> None:
+    def watch_calls(self, method: str, count: Callable[[], int]) -> None:
         """See ``CallObserver``."""
         self._calls_open.labels(method).set_function(count)
 
@@ -94,7 +94,7 @@ class Metrics:
         """See ``Telemetry``."""
         self._evictions(cache).inc(entries)
 
-    def cache_bytes(self, cache: str, nbytes: Callable[[], int]) -> None:
+    def watch_cache_bytes(self, cache: str, nbytes: Callable[[], int]) -> None:
         """See ``Telemetry``."""
         self._cache_bytes.labels(cache).set_function(nbytes)
 
@@ -102,7 +102,7 @@ class Metrics:
         """See ``Telemetry``."""
         self._graph_runs(role.value).inc()
 
-    def in_flight(self, count: Callable[[], int]) -> None:
+    def watch_in_flight(self, count: Callable[[], int]) -> None:
         """See ``Telemetry``."""
         self._in_flight.set_function(count)
 

@@ -56,6 +56,7 @@ def _engine(settings: Settings, telemetry: Telemetry) -> Engine:
             telemetry=telemetry,
             threads=settings.engine_threads,
             workers=settings.engine_workers,
+            niceness=settings.niceness,
             providers=settings.providers,
         )
     except ValueError as error:

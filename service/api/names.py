@@ -30,7 +30,7 @@ _ETAG_CHARACTERS: Final = 128
 # of lines and of paragraphs.
 _CONTROL: Final = frozenset({"Cc"})
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp"})
-_NAMES_KEPT: Final = 4096
+_NAMES_KEPT: Final = 256
 _DEFAULT_PAGE: Final = 50
 _LARGEST_PAGE: Final = 1000
 

@@ -51,7 +51,7 @@ _Behaviour = Callable[[Any, ServicerContext], Awaitable[Any]]
 class CallObserver(Protocol):
     """Hears of calls, for metrics."""
 
-    def calls_open(self, method: str, count: Callable[[], int]) -> None:
+    def watch_calls(self, method: str, count: Callable[[], int]) -> None:
         """What tells, in any thread, how many calls of ``package.Service/Method`` run."""
         ...
 
@@ -135,7 +135,7 @@ class Reception:
             handler: Of the method.
             method: ``package.Service/Method``.
         """
-        self._observer.calls_open(method, lambda: self._open[method])
+        self._observer.watch_calls(method, lambda: self._open[method])
         # Handlers of streams write through the context instead of yielding, so
         # that all kinds are coroutines and a cancellation always enters them. And
         # all are streams of bytes to gRPC, so that a call can be refused before

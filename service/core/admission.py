@@ -66,7 +66,7 @@ class Admission:
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        telemetry.in_flight(lambda: self.in_flight)
+        telemetry.watch_in_flight(lambda: self.in_flight)
 
     @property
     def in_flight(self) -> int:

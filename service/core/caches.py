@@ -56,7 +56,7 @@ class ByteBudgetCache(Generic[Key, Value]):
         self._entries: OrderedDict[Key, Value] = OrderedDict()
         self._flights: dict[Key, _Flight[Value]] = {}
         self._nbytes = 0
-        telemetry.cache_bytes(name, lambda: self._nbytes)
+        telemetry.watch_cache_bytes(name, lambda: self._nbytes)
 
     @property
     def nbytes(self) -> int:

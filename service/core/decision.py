@@ -29,14 +29,16 @@ _ONE_SHOT: Final = frozenset({Decision.ARGMAX, Decision.MARGIN})
 _VOTE_SHARE: Final = 0.5
 #: Margin of a shot that is padded or does not show the way; see docs/repository.md.
 _NO_SHOT: Final = -1e4
-#: By which sums of float32 may be off.
-_ROUNDING: Final = 1e-4
+#: By rounding: sums of an axis' weights, and margins (of those beyond 1, a share).
+_SUMS_ARE_OFF_BY: Final = 1e-6
+_MARGINS_ARE_OFF_BY: Final = 1e-4
 
 _Floats = NDArray[np.float32]
 _Axes = tuple[Axis, Axis]
 _Box = tuple[int, int, int, int]
 #: Rows and columns of a mask.
 _Window = tuple[slice, slice]
+_NOTHING: Final[_Window] = (slice(0, 0), slice(0, 0))
 
 
 def decide(
@@ -178,7 +180,7 @@ class _Weighed:
     """A band before the decision.
 
     Attributes:
-        margins: [ways, rows, width], one per way: what scores are made of.
+        margins: [ways, rows, columns], one per way: what scores are made of.
         contest: The same; -inf for ways that are out at a pixel.
         threshold: What a way must be above.
     """
@@ -243,19 +245,19 @@ def _window(margins: _Floats, axes: _Axes, threshold: float) -> _Window:
     """Rows and columns of the mask outside which every pixel is background.
 
     A pixel's margin is a weighted sum of a few cells, of weights that are not negative and add up
-    to 1 (or less, at the border of a deconvolution): where all of them lie below the threshold, so
-    does it. The rest need not be upsampled.
+    to 1, or to less at the border of a deconvolution: where all of them lie below the threshold,
+    so does it. The rest need not be upsampled.
     """
     rows_axis, columns_axis = axes
-    least, greatest = (
-        one * other for one, other in zip(rows_axis.sums, columns_axis.sums, strict=True)
-    )
-    if greatest > 1 + _ROUNDING or (threshold < 0 and least < 1 - _ROUNDING):
+    if threshold < 0 and rows_axis.least_sum * columns_axis.least_sum < 1 - _SUMS_ARE_OFF_BY:
         return slice(0, rows_axis.length), slice(0, columns_axis.length)
     highest = margins[0, 0] if margins.shape[:2] == (1, 1) else margins.max(axis=(0, 1))
-    possible = highest > threshold - _ROUNDING * max(1.0, abs(threshold))
-    rows, columns = _span(possible.any(axis=1)), _span(possible.any(axis=0))
-    return rows_axis.reach(rows), columns_axis.reach(columns)
+    possible = highest > threshold - _MARGINS_ARE_OFF_BY * max(1.0, abs(threshold))
+    rows = rows_axis.reach(_span(possible.any(axis=1)))
+    columns = columns_axis.reach(_span(possible.any(axis=0)))
+    # Cells may reach no pixel: those that a crop cuts off, or of a mask smaller than the grid.
+    reached = rows.start < rows.stop and columns.start < columns.stop
+    return (rows, columns) if reached else _NOTHING
 
 
 def _span(present: NDArray[np.bool_]) -> slice:
@@ -269,8 +271,7 @@ def _bands(margins: _Floats, axes: _Axes, window: _Window) -> Iterator[tuple[sli
     ways, shots, height, width = margins.shape
     planes = np.ascontiguousarray(margins).reshape(ways * shots, height, width)
     rows, columns = window
-    breadth = max(1, columns.stop - columns.start)
-    band = max(1, _BAND_BYTES // (4 * len(planes) * breadth))
+    band = max(1, _BAND_BYTES // max(1, 4 * len(planes) * (columns.stop - columns.start)))
     for top in range(rows.start, rows.stop, band):
         checkpoint()
         some = slice(top, min(top + band, rows.stop))
@@ -297,7 +298,7 @@ class _Poll:
         return cls(_highest_votes(margins, axes, window, threshold), voters)
 
     def mean(self, upsampled: _Floats) -> _Floats:
-        """Mean margin [ways, rows, width] of the shots that show the way."""
+        """Mean margin [ways, rows, columns] of the shots that show the way."""
         counts = self.voters.sum(axis=1)
         total: _Floats = (upsampled * self.voters).sum(axis=1)
         total /= np.maximum(counts, 1)

@@ -16,7 +16,7 @@ from service.core.timing import Stage
 from service.core.types import TaskHeader, TaskName, TaskRecord
 
 #: Headers kept in memory when nobody else changes the store; a few hundred bytes each.
-_HEADERS_KEPT = 4096
+_HEADERS_KEPT = 1024
 #: Tasks that people work on now are kept whole, if they are small: so many, and bytes of each.
 _RECORDS_KEPT = 64
 _RECORD_BYTES = 32 * 1024

@@ -69,7 +69,7 @@ class Gateway:
         self._telemetry = telemetry
         self._settings = settings
         self._now = now
-        self._workers = CodecWorkers(settings.codec_threads)
+        self._workers = CodecWorkers(settings.codec_threads, settings.niceness)
         self._feature_cache: ByteBudgetCache[FeatureKey, FeatureMaps] = ByteBudgetCache(
             "features", settings.feature_bytes, telemetry
         )

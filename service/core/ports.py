@@ -317,7 +317,10 @@ class Store(Protocol):
 
 
 class Telemetry(Protocol):
-    """Hears what happens, for metrics."""
+    """Hears what happens, for metrics, and is told whom to ask for what changes all the time.
+
+    What it watches lives as long as it does; the last that was told for a name counts.
+    """
 
     def stage(self, stage: Stage, seconds: float) -> None:
         """A stage of a call took so long."""
@@ -335,7 +338,7 @@ class Telemetry(Protocol):
         """A cache let entries go to stay within its budget."""
         ...
 
-    def cache_bytes(self, cache: str, nbytes: Callable[[], int]) -> None:
+    def watch_cache_bytes(self, cache: str, nbytes: Callable[[], int]) -> None:
         """What tells, from now on and in any thread, how many bytes a cache holds."""
         ...
 
@@ -343,7 +346,7 @@ class Telemetry(Protocol):
         """A graph was run once."""
         ...
 
-    def in_flight(self, count: Callable[[], int]) -> None:
+    def watch_in_flight(self, count: Callable[[], int]) -> None:
         """What tells, from now on and in any thread, how many requests run or wait."""
         ...
 
@@ -367,13 +370,13 @@ class SilentTelemetry:
     def cache_evicted(self, cache: str, entries: int) -> None:
         """See ``Telemetry``."""
 
-    def cache_bytes(self, cache: str, nbytes: Callable[[], int]) -> None:
+    def watch_cache_bytes(self, cache: str, nbytes: Callable[[], int]) -> None:
         """See ``Telemetry``."""
 
     def graph_run(self, role: GraphRole) -> None:
         """See ``Telemetry``."""
 
-    def in_flight(self, count: Callable[[], int]) -> None:
+    def watch_in_flight(self, count: Callable[[], int]) -> None:
         """See ``Telemetry``."""
 
     def tasks(self, count: int) -> None:

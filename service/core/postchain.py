@@ -65,7 +65,7 @@ class Axis:
         pieces: Cover the rows from the first to the last.
         first: int32 [length]: column of each row's first tap; it never falls.
         taps: Of each row, those of no weight included.
-        sums: The least and the greatest sum of a row. No tap is negative.
+        least_sum: Of the taps of a row. None is negative, and no row's sum is above 1.
     """
 
     length: int
@@ -73,7 +73,7 @@ class Axis:
     pieces: tuple[AxisPiece, ...]
     first: NDArray[np.int32]
     taps: int
-    sums: tuple[float, float]
+    least_sum: float
 
     @property
     def nbytes(self) -> int:
@@ -208,15 +208,10 @@ class PostChain:
         count = -(-taps.length // _PIECE_ROWS)
         borders = [taps.length * index // count for index in range(count + 1)]
         pieces = (_piece(taps, slice(top, bottom), sizes.grid) for top, bottom in pairwise(borders))
-        totals = taps.weights.sum(axis=1)
-        return Axis(
-            taps.length,
-            sizes.grid,
-            tuple(pieces),
-            taps.first.astype(np.int32),
-            taps.weights.shape[1],
-            (float(totals.min()), float(totals.max())),
-        )
+        first = taps.first.astype(np.int32)
+        first.flags.writeable = False
+        least = float(taps.weights.sum(axis=1).min())
+        return Axis(taps.length, sizes.grid, tuple(pieces), first, taps.weights.shape[1], least)
 
 
 def upsample(

@@ -19,6 +19,7 @@ class CoreSettings:
         feature_bytes: Budget of the feature-map cache.
         feature_reuse: When feature maps of queries are worth keeping; see ``FeatureReuse``.
         codec_threads: Threads that decode, resize, rasterise, upsample and encode.
+        niceness: How much those threads stand back for others.
         slots: Requests that run at once; the rest waits.
         queue_seconds: The longest that a request waits for a slot.
         rebuilds: Rebuilds of guidance that run at once.
@@ -35,6 +36,7 @@ class CoreSettings:
     feature_bytes: int = 256 * 1024 * 1024
     feature_reuse: FeatureReuse = FeatureReuse.ALWAYS
     codec_threads: int = field(default_factory=core_count)
+    niceness: int = 5
     slots: int = field(default_factory=lambda: 2 * core_count())
     queue_seconds: float = 10.0
     rebuilds: int = 4

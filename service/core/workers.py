@@ -13,16 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from service.core.stopping import stop_when
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-
-#: Of threads that compute: the event loop, which has little to do at a time, goes first.
-NICENESS: Final = 5
 
 _Outcome = tuple[Any, BaseException | None]
 
@@ -73,12 +70,15 @@ def _outcome(context: contextvars.Context, function: Callable[[], Any]) -> _Outc
         return None, error
 
 
-def _stand_back(niceness: int) -> None:
-    """Makes the running thread nicer; elsewhere than on Linux that would be the whole process."""
+def stand_back(niceness: int) -> None:
+    """Makes the running thread, and those that it will start, so much nicer.
+
+    Does nothing elsewhere than on Linux, where it would be the whole process.
+    """
     if niceness and sys.platform == "linux":
         thread = threading.get_native_id()
-        now = os.getpriority(os.PRIO_PROCESS, thread)
         with suppress(OSError):  # a sandbox may forbid it; what follows is only less prompt
+            now = os.getpriority(os.PRIO_PROCESS, thread)
             os.setpriority(os.PRIO_PROCESS, thread, now + niceness)
 
 
@@ -101,8 +101,7 @@ class WorkerThreads:
     Args:
         count: How many.
         name: Of the threads.
-        niceness: How much they, and threads that they start, stand back for other threads of the
-            process while the cores are full; on Linux.
+        niceness: How much they stand back for others while the cores are full; see ``stand_back``.
     """
 
     def __init__(self, count: int, name: str, *, niceness: int = 0) -> None:
@@ -163,7 +162,7 @@ class WorkerThreads:
                 self._threads.append(thread)
 
     def _serve(self) -> None:
-        _stand_back(self._niceness)
+        stand_back(self._niceness)
         while (work := self._queue.get()) is not None:
             work.execute()
             # Until the next comes, nothing of this one is to be kept.
@@ -188,7 +187,8 @@ class CodecWorkers(WorkerThreads):
 
     Args:
         threads: How many.
+        niceness: See ``WorkerThreads``.
     """
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads, "codec", niceness=NICENESS)
+    def __init__(self, threads: int, niceness: int = 0) -> None:
+        super().__init__(threads, "codec", niceness=niceness)

@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
@@ -22,7 +24,7 @@ from service.core.ports import (
     Telemetry,
     Tensors,
 )
-from service.core.workers import NICENESS, WorkerThreads, core_count
+from service.core.workers import WorkerThreads, core_count, stand_back
 from service.engines.config_files import config_path
 from service.engines.feeds import (
     batch_of,
@@ -67,6 +69,7 @@ class EmbeddedEngine:
             many visits as there are cores are under way (graphs up to 32 MiB, on processors).
         workers: Visits, of a graph and the work around it, at once; 0 for one per core, but two at
             least, which keep a short decode from waiting behind a long features.
+        niceness: How much graphs stand back for other threads; see ``stand_back``.
         providers: ONNX Runtime's execution providers, best first.
         telemetry: Hears of every graph that ran.
 
@@ -81,6 +84,7 @@ class EmbeddedEngine:
         telemetry: Telemetry,
         threads: int = 0,
         workers: int = 0,
+        niceness: int = 0,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
         if threads < 0 or workers < 0:
@@ -97,10 +101,13 @@ class EmbeddedEngine:
         self._closed = False
         self._cores = core_count()
         self._threads_of_graphs = WorkerThreads(
-            workers or max(2, self._cores), "fewseg-graph", niceness=NICENESS
+            workers or max(2, self._cores), "fewseg-graph", niceness=niceness
         )
-        # The threads of a session are as nice as the thread that opens it.
-        self._reader = WorkerThreads(1, "fewseg-reader", niceness=NICENESS)
+        # The threads of a session are as nice as the one that opens it. A pool's thread is joined
+        # when the program ends: the runtime does not bear being left in the middle of a load.
+        self._reader = ThreadPoolExecutor(
+            1, "fewseg-reader", initializer=stand_back, initargs=(niceness,)
+        )
 
     @property
     def name(self) -> str:
@@ -242,15 +249,18 @@ class EmbeddedEngine:
             self._forget(family)
 
     def _end_threads(self) -> None:
-        for threads in (self._threads_of_graphs, self._reader):
-            threads.close()
+        self._threads_of_graphs.close()
+        self._reader.shutdown()
 
     async def _off_loop(
         self, read: Callable[Concatenate[Path, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
         """Reads the repository in a thread."""
+        self._check_open()
         try:
-            return await self._reader.run(read, self._repository, *args, **kwargs)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._reader, partial(read, self._repository, *args, **kwargs)
+            )
         except OSError as error:
             raise UnavailableError(
                 "REPOSITORY_UNREACHABLE",

@@ -210,14 +210,14 @@ def labels_used(expression, legend):
 def gateway_metrics():
     """Labels by sample of a gateway in which everything has happened once."""
     metrics = Metrics(version="1", engine="triton", store="memory")
-    metrics.calls_open("Segment", lambda: 1)
+    metrics.watch_calls("Segment", lambda: 1)
     metrics.call_ended("Segment", "OK", 0.1)
     metrics.stage(Stage.DECODE, 0.1)
     metrics.graph_run(GraphRole.DECODE)
     metrics.cache_hit("features")
     metrics.cache_miss("features")
     metrics.cache_evicted("features", 1)
-    metrics.cache_bytes("features", lambda: 1)
+    metrics.watch_cache_bytes("features", lambda: 1)
     return {
         sample.name: set(sample.labels)
         for family in metrics.registry.collect()

@@ -19,12 +19,12 @@ def test_what_happens_is_counted():
     heard.cache_hit("guidance")
     heard.cache_miss("guidance")
     heard.cache_evicted("guidance", 3)
-    heard.cache_bytes("features", lambda: 4096)
+    heard.watch_cache_bytes("features", lambda: 4096)
     heard.graph_run(GraphRole.GUIDE)
     heard.graph_run(GraphRole.GUIDE)
-    heard.in_flight(lambda: 5)
+    heard.watch_in_flight(lambda: 5)
     heard.tasks(7)
-    heard.calls_open("fewseg.v1.TaskService/GetTask", lambda: 1)
+    heard.watch_calls("fewseg.v1.TaskService/GetTask", lambda: 1)
     heard.call_ended("fewseg.v1.TaskService/GetTask", "OK", 0.01)
     read = heard.registry.get_sample_value
     call = {"method": "fewseg.v1.TaskService/GetTask"}

@@ -11,7 +11,7 @@ from fewseg.v1 import task_service_pb2_grpc
 from service.api.calls import new_call, request_id_of
 from service.api.handlers import Handlers
 from service.api.reception import CallBounds, Reception
-from service.core.errors import DeadlineExceededError
+from service.core.errors import DeadlineExceededError, NotFoundError
 from service.core.limits import Limits
 from tests.helpers.live_server import NAME, register_request, segment_request, serving
 
@@ -132,15 +132,49 @@ class ServerOfServices:
         return next((handler for handler in found if handler is not None), None)
 
 
-@pytest.mark.parametrize("wrap", [None, lambda handler, method: (handler, method)])
-def test_no_method_is_registered_besides_its_service(wrap):
+def test_no_method_is_registered_besides_its_service():
     server = ServerOfServices()
+    handlers = Handlers(server, lambda handler, method: (handler, method))
     add = task_service_pb2_grpc.add_TaskServiceServicer_to_server
-    add(task_service_pb2_grpc.TaskServiceServicer(), Handlers(server, wrap))
-    methods = tasks.DESCRIPTOR.services_by_name["TaskService"].methods
-    for method in methods:
-        found = server.of(f"/fewseg.v1.TaskService/{method.name}")
-        assert found is not None
-        if wrap is not None:
-            assert found[1] == f"fewseg.v1.TaskService/{method.name}"
+    add(task_service_pb2_grpc.TaskServiceServicer(), handlers)
+    for method in tasks.DESCRIPTOR.services_by_name["TaskService"].methods:
+        name = f"fewseg.v1.TaskService/{method.name}"
+        assert server.of(f"/{name}")[1] == name
     assert server.of("/fewseg.v1.TaskService/Nothing") is None
+
+
+async def test_the_server_has_handlers_of_services_alone(repository, monkeypatch):
+    def registered(*anything):
+        raise AssertionError("each registered method costs every call a little")
+
+    monkeypatch.setattr(grpc.aio.Server, "add_registered_method_handlers", registered)
+    async with serving(repository) as live:
+        await live.tasks.ListTasks(tasks.ListTasksRequest())
+
+
+async def test_what_runs_now_is_told_while_it_runs(live, monkeypatch):
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held(*anything, **more):
+        entered.set()
+        await go_on.wait()
+        raise NotFoundError("TASK_NOT_FOUND", "held")
+
+    def told(name, **labels):
+        return live.server._metrics.registry.get_sample_value(name, labels)
+
+    method = "fewseg.v1.SegmentationService/Segment"
+    await live.tasks.RegisterTask(register_request())
+    assert told("fewseg_rpcs_in_progress", method=method) == 0
+    assert told("fewseg_cache_bytes", cache="features") > 0
+    monkeypatch.setattr(live.server._gateway.segmenter, "_under_latest", held)
+    call = live.segmentation.Segment(segment_request())
+    waiting = asyncio.ensure_future(call)
+    await entered.wait()
+    assert told("fewseg_rpcs_in_progress", method=method) == 1
+    assert told("fewseg_in_flight_requests") == 1
+    go_on.set()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await waiting
+    assert told("fewseg_rpcs_in_progress", method=method) == 0
+    assert told("fewseg_in_flight_requests") == 0

@@ -225,6 +225,22 @@ def test_what_is_not_upsampled_is_background(
     assert found.boxes == whole.boxes
 
 
+@pytest.mark.parametrize("output", [Size(1, 1), Size(3, 3), Size(1, 40), Size(40, 1)])
+@pytest.mark.parametrize("cell", [(0, 0), (4, 4), (8, 3), (2, 8), (8, 8)])
+def test_cells_that_reach_no_pixel_are_background(cell: tuple[int, int], output: Size) -> None:
+    logits = np.full((1, 1, 9, 9), -3, np.float32)
+    logits[0, 0, *cell] = 3
+    cut = PostStep(PostOp.CROP, target=PostTarget.EXTENT)
+    for steps in ((resize(PostTarget.INPUT), cut), ()):
+        chain = PostChain((*steps, resize(PostTarget.OUTPUT)))
+        sizes = Size(9, 9), Size(65, 65), Size(120, 75), output, Size(65, 40)
+        axes = chain.axes(*sizes)
+        whole = decide(logits, axes, family=binary(), ways=1, probabilities=True)
+        found = decide(logits, axes, family=binary(), ways=1)
+        np.testing.assert_array_equal(found.labels, whole.labels)
+        assert found.boxes == whole.boxes
+
+
 def test_only_what_can_be_of_a_class_is_upsampled(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels: list[int] = []
 

@@ -249,6 +249,8 @@ def test_matrices_cannot_be_changed_by_who_gets_them() -> None:
     rows, _ = PostChain((TO_OUTPUT,)).axes(Size(2, 2), Size(2, 2), Size(4, 4), Size(4, 4))
     with pytest.raises(ValueError, match="read-only"):
         rows.pieces[0].matrix[0, 0] = 7
+    with pytest.raises(ValueError, match="read-only"):
+        rows.first[0] = 7
 
 
 def test_threads_share_a_chain() -> None:

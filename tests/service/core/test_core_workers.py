@@ -13,7 +13,7 @@ import pytest
 
 from service.core.settings import CoreSettings
 from service.core.stopping import StoppedError, checkpoint
-from service.core.workers import WorkerThreads
+from service.core.workers import CodecWorkers, WorkerThreads
 
 NAME = "test-worker"
 VARIABLE = contextvars.ContextVar("variable", default="unset")
@@ -144,3 +144,17 @@ async def test_threads_that_compute_stand_back_for_the_event_loop():
     finally:
         threads.close()
     assert niceness() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the process's")
+async def test_a_sandbox_that_forbids_niceness_costs_no_thread(monkeypatch):
+    def forbidden(*anything):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(os, "getpriority", forbidden)
+    threads = CodecWorkers(1, niceness=3)
+    try:
+        async with asyncio.timeout(5):
+            assert await threads.run(int) == 0
+    finally:
+        threads.close()

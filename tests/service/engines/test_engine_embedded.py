@@ -2,6 +2,10 @@
 """Running families in-process."""
 
 import asyncio
+import os
+import subprocess
+import sys
+import threading
 import time
 
 import numpy as np
@@ -377,3 +381,84 @@ async def test_a_deadline_in_the_future_changes_nothing(engine, family):
         family, GraphRole.FEATURES, {"image": photograph()}, deadline=time.monotonic() + 60
     )
     assert outputs["features"].tobytes() == expected["features"].tobytes()
+
+
+async def test_a_closed_engine_reads_and_loads_no_more(tmp_path):
+    name = write_tiny_repository(tmp_path)
+    engine = EmbeddedEngine(tmp_path, telemetry=SilentTelemetry(), threads=1)
+    await engine.close()
+    for work in (engine.discover, lambda: engine.load(name)):
+        with pytest.raises(UnavailableError) as caught:
+            await work()
+        assert caught.value.reason == "ENGINE_CLOSED"
+
+
+async def test_an_engine_that_is_closed_while_it_reads_loads_nothing(tmp_path, monkeypatch):
+    name = write_tiny_repository(tmp_path)
+    engine = EmbeddedEngine(tmp_path, telemetry=SilentTelemetry(), threads=1)
+    reading, go_on = threading.Event(), threading.Event()
+    read = embedded.read_repository
+
+    def held(repository):
+        reading.set()
+        go_on.wait(5)
+        return read(repository)
+
+    monkeypatch.setattr(embedded, "read_repository", held)
+    loading = asyncio.create_task(engine.load(name))
+    await asyncio.to_thread(reading.wait, 5)
+    closing = asyncio.create_task(engine.close())
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(UnavailableError):
+        await loading
+    await closing
+    assert not engine.loaded
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the process's")
+async def test_all_threads_of_an_engine_are_as_nice_as_it_says(tmp_path):
+    def threads():
+        return {int(name) for name in os.listdir("/proc/self/task")}
+
+    name = write_tiny_repository(tmp_path)
+    before, own = threads(), os.getpriority(os.PRIO_PROCESS, 0)
+    engine = EmbeddedEngine(tmp_path, telemetry=SilentTelemetry(), threads=2, niceness=3)
+    try:
+        await engine.load(name)
+        await engine.run(name, GraphRole.FEATURES, {"image": photograph()})
+        new = threads() - before
+        assert len(new) >= 3, "the reader, a worker, and one of ONNX Runtime at least"
+        assert {os.getpriority(os.PRIO_PROCESS, one) for one in new} == {min(19, own + 3)}
+    finally:
+        await engine.close()
+
+
+def test_a_program_that_ends_while_a_family_loads_ends_cleanly(tmp_path):
+    name = write_tiny_repository(tmp_path)
+    program = f"""
+import asyncio, time
+from pathlib import Path
+from service.core.ports import SilentTelemetry
+from service.engines import embedded
+
+load = embedded.load_family
+
+def slow(*given):
+    ends = time.monotonic() + 1.0
+    while time.monotonic() < ends:
+        load(*given)
+
+async def main():
+    embedded.load_family = slow
+    engine = embedded.EmbeddedEngine(Path({str(tmp_path)!r}), telemetry=SilentTelemetry())
+    loading = asyncio.create_task(engine.load({name!r}))
+    await asyncio.sleep(0.3)
+    loading.cancel()
+
+asyncio.run(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
