@@ -31,7 +31,7 @@ _SMOOTHING = 0.1
 #: milliseconds, a registration of many images says nothing of the next query.
 _MOST_OF_ONE = 4.0
 #: A queue may move so many times slower than it has lately. Late answers are answers in vain.
-_CAUTION = 1.25
+_CAUTION = 1.5
 #: Seconds; who comes back sooner finds the same queue.
 _SOONEST_RETRY = 0.05
 
