@@ -267,15 +267,18 @@ def _span(present: NDArray[np.bool_]) -> slice:
 
 
 def _bands(margins: _Floats, axes: _Axes, window: _Window) -> Iterator[tuple[slice, _Floats]]:
-    """Upsampled margins [ways, S, rows, columns] of a window, band by band."""
+    """Upsampled margins [ways, S, rows, columns] of a window: each band until the next."""
     ways, shots, height, width = margins.shape
     planes = np.ascontiguousarray(margins).reshape(ways * shots, height, width)
     rows, columns = window
-    band = max(1, _BAND_BYTES // max(1, 4 * len(planes) * (columns.stop - columns.start)))
+    # As much as the whole mask's bands take: windows of all sizes would leave holes in the heap.
+    row = len(planes) * axes[1].length
+    room = np.empty(row * min(max(1, _BAND_BYTES // (4 * row)), axes[0].length), np.float32)
+    band = len(room) // max(1, len(planes) * (columns.stop - columns.start))
     for top in range(rows.start, rows.stop, band):
         checkpoint()
         some = slice(top, min(top + band, rows.stop))
-        upsampled = upsample(planes, *axes, some, columns)
+        upsampled = upsample(planes, *axes, some, columns, room)
         yield some, upsampled.reshape(ways, shots, *upsampled.shape[1:])
 
 

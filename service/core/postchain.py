@@ -220,6 +220,7 @@ def upsample(
     columns_axis: Axis,
     rows: slice,
     columns: slice = _ALL,
+    room: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Some rows and columns of A_y L A_x^T, for each plane.
 
@@ -229,6 +230,7 @@ def upsample(
         columns_axis: A_x, of [width, w].
         rows: Which rows of the output.
         columns: Which columns.
+        room: float32 [n]: where the outcome goes, if it is to take no memory of its own.
 
     Returns:
         float32 [planes, rows, columns].
@@ -241,7 +243,9 @@ def upsample(
     for piece in rows_axis.within(rows):
         for plane, narrow in zip(logits, partial, strict=True):
             _multiply(piece.matrix, plane[piece.columns], narrow[piece.rows])
-    upsampled = np.empty((planes, height, breadth), dtype=np.float32)
+    pixels = planes * height * breadth
+    whole = np.empty(pixels, dtype=np.float32) if room is None else room[:pixels]
+    upsampled = whole.reshape(planes, height, breadth)
     lines, wide = partial.reshape(-1, width), upsampled.reshape(-1, breadth)
     for piece in columns_axis.within(columns):
         _multiply(lines[:, piece.columns], piece.matrix.T, wide[:, piece.rows])
