@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,5 +126,9 @@ def seconds_of(timings: types_pb2.Timings) -> NDArray[np.float32]:
 
 def engine_seconds(timings: types_pb2.Timings) -> float:
     """Seconds in which the engine ran graphs for one answer."""
-    row = seconds_of(timings)
-    return float(sum(row[STAGES.index(name)] for name in ENGINE_STAGES))
+    return seconds_in(seconds_of(timings), ENGINE_STAGES)
+
+
+def seconds_in(row: NDArray[np.float32], stages: Iterable[str]) -> float:
+    """Seconds of some stages, of a row of ``Records.timings``."""
+    return float(sum(row[STAGES.index(name)] for name in stages))

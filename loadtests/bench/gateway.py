@@ -21,7 +21,7 @@ from loadtests.peers import plain_grpc
 from loadtests.peers.running import Call, running_peer
 from loadtests.photographs import Photograph, outline, photographs
 from loadtests.plans import register, support_of
-from loadtests.records import STAGES, engine_seconds, seconds_of
+from loadtests.records import STAGES, engine_seconds, seconds_in, seconds_of
 from loadtests.targets import ANNOTATE
 
 _REPEATS = 3
@@ -40,6 +40,7 @@ class _Pairs:
 
     overhead: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
+    own_floor: list[float] = field(default_factory=list)
     echo: list[float] = field(default_factory=list)
     late_echo: list[float] = field(default_factory=list)
     client: list[float] = field(default_factory=list)
@@ -47,13 +48,6 @@ class _Pairs:
     direct: list[float] = field(default_factory=list)
     plain: list[float] = field(default_factory=list)
     stages: list[NDArray[np.float32]] = field(default_factory=list)
-
-    @property
-    def own_floor(self) -> NDArray[np.float64]:
-        """Seconds of each echo and of the service's own codec and arithmetic."""
-        places = [STAGES.index(name) for name in _CODEC_STAGES]
-        own: NDArray[np.float64] = np.array(self.stages)[:, places].sum(axis=1) + self.echo
-        return own
 
     def floors(self, overhead: list[float]) -> float:
         """Median of an overhead in medians of the floor."""
@@ -85,7 +79,9 @@ def _paired(
         pairs.floor.append(echo + clock.of("decode_resize", "answer"))
         pairs.direct.append(clock.of("features", "decode"))
         pairs.plain.append(beside)
-        pairs.stages.append(seconds_of(answer.answer.timings))
+        stages = seconds_of(answer.answer.timings)
+        pairs.own_floor.append(echo + seconds_in(stages, _CODEC_STAGES))
+        pairs.stages.append(stages)
     return pairs
 
 

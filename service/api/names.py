@@ -8,7 +8,6 @@ import re
 import unicodedata
 import uuid
 from collections.abc import Collection
-from functools import lru_cache
 from typing import Final
 
 from service.core.errors import InvalidArgumentError
@@ -30,7 +29,6 @@ _ETAG_CHARACTERS: Final = 128
 # of lines and of paragraphs.
 _CONTROL: Final = frozenset({"Cc"})
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp"})
-_NAMES_KEPT: Final = 256
 _DEFAULT_PAGE: Final = 50
 _LARGEST_PAGE: Final = 1000
 
@@ -51,7 +49,6 @@ def tenant_of(parent: str) -> str:
     return match[1]
 
 
-@lru_cache(maxsize=_NAMES_KEPT)
 def task_name(name: str) -> TaskName:
     """Reads ``tenants/{tenant}/tasks/{task}``.
 

@@ -108,10 +108,13 @@ class Reception:
         self._memory = MessageMemory(bounds.request_bytes)
         self._patience = Patience()
         self._refuse: Callable[[], UnavailableError] | None = _starting
-        self._running = 0
         self._open: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def _running(self) -> int:
+        return self._open.total()
 
     def admit(self) -> None:
         """Lets calls through from now on; before, they are told to come back."""
@@ -232,12 +235,10 @@ class Reception:
             raise overloaded()
 
     def _enter(self, method: str) -> None:
-        self._running += 1
         self._open[method] += 1
         self._idle.clear()
 
     def _leave(self, method: str, code: str, seconds: float) -> None:
-        self._running -= 1
         self._open[method] -= 1
         if self._running == 0:
             self._idle.set()

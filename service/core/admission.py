@@ -152,7 +152,6 @@ class Admission:
             else:
                 with suppress(ValueError):  # a release may have skipped it already
                     queue.remove(waiter)
-                self._see_if_idle()
             if isinstance(error, TimeoutError):
                 raise self._waited_too_long(call) from None
             raise
@@ -173,7 +172,8 @@ class Admission:
             waiter.turn.set_result(None)
             return
         self._free += 1
-        self._see_if_idle()
+        if self.in_flight == 0:
+            self._idle.set()
 
     def _too_late(self, call: Call) -> bool:
         remaining = call.remaining()
@@ -186,10 +186,6 @@ class Admission:
                 self._frames_next = queue is self._calls
                 return queue.popleft()
         return None
-
-    def _see_if_idle(self) -> None:
-        if self.in_flight == 0:
-            self._idle.set()
 
     async def drain(self, seconds: float) -> bool:
         """Admits nobody from now on; returns whether all were done in time."""

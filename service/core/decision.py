@@ -81,11 +81,11 @@ def decide(
     height, width = axes[0].length, axes[1].length
     labels = np.zeros((height, width), dtype=np.uint8)
     tally = _Tally.of(ways, width)
-    likely, window = None, _window(margins, axes, _threshold(family))
+    likely = None
     if probabilities:
         planes = family.background_planes + ways
         likely = np.empty((planes, height, width), dtype=np.float16)
-        window = (slice(0, height), slice(0, width))
+    window = _whole(axes) if probabilities else _window(margins, axes, _threshold(family))
     poll = _Poll.of(margins, axes, window, family.threshold) if _votes(family) else None
     columns = window[1]
     for rows, upsampled in _bands(margins, axes, window):
@@ -241,6 +241,10 @@ def _threshold(family: ModelFamily) -> float:
     return 0.0 if family.decision is Decision.ARGMAX else family.threshold
 
 
+def _whole(axes: _Axes) -> _Window:
+    return slice(0, axes[0].length), slice(0, axes[1].length)
+
+
 def _window(margins: _Floats, axes: _Axes, threshold: float) -> _Window:
     """Rows and columns of the mask outside which every pixel is background.
 
@@ -250,9 +254,8 @@ def _window(margins: _Floats, axes: _Axes, threshold: float) -> _Window:
     """
     rows_axis, columns_axis = axes
     if threshold < 0 and rows_axis.least_sum * columns_axis.least_sum < 1 - _SUMS_ARE_OFF_BY:
-        return slice(0, rows_axis.length), slice(0, columns_axis.length)
-    highest = margins[0, 0] if margins.shape[:2] == (1, 1) else margins.max(axis=(0, 1))
-    possible = highest > threshold - _MARGINS_ARE_OFF_BY * max(1.0, abs(threshold))
+        return _whole(axes)
+    possible = margins.max(axis=(0, 1)) > threshold - _MARGINS_ARE_OFF_BY * max(1.0, abs(threshold))
     rows = rows_axis.reach(_span(possible.any(axis=1)))
     columns = columns_axis.reach(_span(possible.any(axis=0)))
     # Cells may reach no pixel: those that a crop cuts off, or of a mask smaller than the grid.

@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -34,7 +34,8 @@ _MAPS = (GraphRole.FEATURES, GraphRole.QUERY_FEATURES)
 _REMEMBERED = 4096
 
 
-class FeatureKey(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FeatureKey:
     """One graph's view of one image.
 
     Attributes:

@@ -133,7 +133,7 @@ def inferred_background(planes: NDArray[np.bool_]) -> NDArray[np.bool_]:
     Returns:
         bool [h, w]; nothing if nothing is positive.
     """
-    positive = planes[1] if len(planes) == 2 else np.logical_or.reduce(planes[1:], axis=0)
+    positive = np.logical_or.reduce(planes[1:], axis=0)
     rows = np.flatnonzero(positive.any(axis=1))
     columns = np.flatnonzero(positive.any(axis=0))
     if not len(rows):

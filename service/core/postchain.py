@@ -85,7 +85,7 @@ class Axis:
         if cells.start >= cells.stop:
             return slice(0, 0)
         start = int(np.searchsorted(self.first, cells.start - self.taps + 1))
-        return slice(start, max(start, int(np.searchsorted(self.first, cells.stop))))
+        return slice(start, int(np.searchsorted(self.first, cells.stop)))
 
     def within(self, rows: slice) -> Iterator[AxisPiece]:
         """The pieces of some rows, counted from the first of them."""

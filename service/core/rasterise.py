@@ -272,10 +272,10 @@ def _fill(plane: NDArray[np.int16], spans: _Spans, value: int) -> None:
     left, right = int(starts.min()), int(stops.max())
     shape = (bottom - top, right - left + 1)
     base = (rows - top) * shape[1] - left
-    changes = np.zeros(shape[0] * shape[1], dtype=np.int32)
+    changes = np.zeros(shape[0] * shape[1], dtype=np.int64)
     np.add.at(changes, base + starts, 1)
     np.subtract.at(changes, base + stops, 1)
-    covered = np.cumsum(changes.reshape(shape), axis=1, dtype=np.int32)[:, :-1] > 0
+    covered = np.cumsum(changes.reshape(shape), axis=1)[:, :-1] > 0
     plane[top:bottom, left:right][covered] = value
 
 
